@@ -1,0 +1,65 @@
+# `make serve` starts a server, `make try` shows a tunnel, `make test` checks everything.
+# ARGS goes to the command: make serve ARGS='--domain t.example.com'
+
+.PHONY: serve try test check test-all format docs lock bench image-check clean help run dev
+
+ARGS ?=
+PORT ?=
+BIN = .venv/bin
+
+help:
+	@echo 'make serve        start a server (ARGS="--domain t.example.com …")'
+	@echo 'make try          server and agent in one, with a demo page or PORT=3000'
+	@echo 'make test         make check, then the test suite'
+	@echo 'make check        lint, format, types, import contracts'
+	@echo 'make test-all     the suite on each Python 3.11, 3.12, 3.13 of this machine'
+	@echo 'make format       format the code'
+	@echo 'make docs         write the tables of docs/configuration.md'
+	@echo 'make lock         write requirements/*.txt (needs uv)'
+	@echo 'make bench        measure speed'
+	@echo 'make image-check  build the image and run it (root, Debian)'
+	@echo 'make clean        remove what the above made'
+
+# Both are quick when there is nothing to do.
+run:
+	@scripts/venv.sh run
+dev:
+	@scripts/venv.sh dev
+
+serve: run
+	@exec $(BIN)/rustunnel-py serve $(ARGS)
+
+try: run
+	@exec $(BIN)/rustunnel-py try $(PORT) $(ARGS)
+
+check: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+test-all:
+	@scripts/test-all.sh $(ARGS)
+
+format: dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: dev
+	$(BIN)/python scripts/configuration_keys.py docs/configuration.md
+
+lock:
+	@scripts/lock.sh $(ARGS)
+
+bench: dev
+	$(BIN)/python -m benchmarks $(ARGS)
+
+image-check:
+	@scripts/image-check.sh
+
+clean:
+	rm -rf .venv .venv-* dist build .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

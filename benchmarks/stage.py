@@ -1,0 +1,237 @@
+"""The stage of a benchmark: a backend, a reference proxy, the project's server and its agent, each a process.
+
+Everything listens on loopback. nginx is the backend and, in a second instance with one worker, the reference: a plain
+reverse proxy with kept connections to the backend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+START_SECONDS = 20.0  # longer than any part needs to answer for the first time
+BULK_BYTES = 100 * 1024 * 1024
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class MissingTool(Exception):
+    """wrk or nginx is not on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    wrk: str
+    nginx: str
+
+
+def find_tools() -> Tools:
+    """wrk and nginx; installed from Debian where this is root on a Debian machine. Raises MissingTool."""
+    search = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
+    found = {name: shutil.which(name, path=search) for name in ("wrk", "nginx", "curl")}
+    missing = [name for name, path in found.items() if path is None]
+    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+        packages = ["nginx-light" if name == "nginx" else name for name in missing]
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-qq"], check=True, env=environment)
+        subprocess.run(["apt-get", "install", "-y", "-qq", *packages], check=True, env=environment)
+        found = {name: shutil.which(name, path=search) for name in found}
+    if not all(found.values()):
+        raise MissingTool(f"install {', '.join(name for name, path in found.items() if path is None)} first")
+    return Tools(wrk=str(found["wrk"]), nginx=str(found["nginx"]))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def wait_for(port: int) -> None:
+    """Until something accepts there."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def process(*argv: str, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A child that is ended politely, and then for sure."""
+    child = subprocess.Popen(
+        argv, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield child
+    finally:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def resident_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0
+
+
+_NGINX = """
+daemon off;
+worker_processes 1;
+pid {folder}/{name}.pid;
+error_log {folder}/{name}.log crit;
+events {{ worker_connections 4096; }}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/{name}-body;
+    proxy_temp_path {folder}/{name}-proxy;
+    fastcgi_temp_path {folder}/{name}-fastcgi;
+    uwsgi_temp_path {folder}/{name}-uwsgi;
+    scgi_temp_path {folder}/{name}-scgi;
+    keepalive_requests 1000000000;
+    keepalive_timeout 300s;
+    client_max_body_size 0;
+    sendfile on;
+    {body}
+}}
+"""
+
+_BACKEND = """
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location = / {{ default_type text/plain; return 200 "hello from behind\\n"; }}
+        location / {{ root {folder}; }}
+    }}
+"""
+
+_REFERENCE = """
+    upstream behind {{ server 127.0.0.1:{backend}; keepalive 256; keepalive_requests 1000000000; }}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        location / {{
+            proxy_pass http://behind; proxy_http_version 1.1; proxy_set_header Connection "";
+            proxy_set_header Host $host; proxy_set_header X-Forwarded-For $remote_addr; proxy_buffering off;
+        }}
+    }}
+"""
+
+
+@contextlib.contextmanager
+def nginx(tools: Tools, folder: Path, name: str, body: str) -> Iterator[subprocess.Popen[bytes]]:
+    configuration = folder / f"{name}.conf"
+    configuration.write_text(_NGINX.format(folder=folder, name=name, body=body))
+    with process(tools.nginx, "-c", str(configuration), "-p", str(folder)) as child:
+        yield child
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where everything is. `server` and `agent` are process ids, for CPU and memory."""
+
+    tools: Tools
+    backend: int
+    reference: int
+    upload: int
+    http: int
+    https: int
+    host: str
+    tcp: int
+    upload_host: str
+    tcp_upload: int
+    api: str
+    server: int
+    agent: int
+
+
+@contextlib.contextmanager
+def stage(folder: Path) -> Iterator[Stage]:
+    """All processes, ready to be measured."""
+    tools = find_tools()
+    folder.chmod(0o755)  # nginx's worker is another user where this is root
+    (folder / "bulk").write_bytes(os.urandom(1 << 20) * (BULK_BYTES >> 20))
+    backend, reference = free_port(), free_port()
+    upload = free_port()
+    command = [sys.executable, "-m", "rustunnel_py"]
+    ports = {name: free_port() for name in ("http", "https", "control", "dashboard")}
+    environment = {f"RUSTUNNEL_SERVER__{name.upper()}_PORT": str(port) for name, port in ports.items()}
+    environment |= {"RUSTUNNEL_LOGGING__LEVEL": "warning", "RUSTUNNEL_DATA": str(folder / "data")}
+    environment |= {
+        "XDG_CONFIG_HOME": str(folder / "config"),
+        "XDG_STATE_HOME": str(folder / "state"),
+        "RUSTUNNEL_SERVER": f"localhost:{ports['control']}",
+        "RUSTUNNEL_CA": str(folder / "data" / "ca.pem"),
+    }
+    tunnels = folder / "agent.toml"
+    tunnels.write_text(
+        f'[[http]]\nlocal = "127.0.0.1:{backend}"\nsubdomain = "bench"\n'
+        f'[[http]]\nlocal = "127.0.0.1:{upload}"\nsubdomain = "bench-upload"\n'
+        f'[[tcp]]\nlocal = "127.0.0.1:{backend}"\n[[tcp]]\nlocal = "127.0.0.1:{upload}"\n'
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(nginx(tools, folder, "backend", _BACKEND.format(port=backend, folder=folder)))
+        stack.enter_context(nginx(tools, folder, "reference", _REFERENCE.format(port=reference, backend=backend)))
+        stack.enter_context(process(sys.executable, str(Path(__file__).with_name("drain.py")), str(upload)))
+        server = stack.enter_context(process(*command, "serve", environment=environment))
+        for port in (backend, reference, upload, *ports.values()):
+            wait_for(port)
+        environment["RUSTUNNEL_TOKEN"] = (folder / "data" / "admin-token").read_text().strip()
+        agent = stack.enter_context(process(*command, "start", "--config", str(tunnels), environment=environment))
+        api = f"http://127.0.0.1:{ports['dashboard']}"
+        tcp = _tcp_ports(api, environment["RUSTUNNEL_TOKEN"])
+        yield Stage(
+            tools=tools,
+            backend=backend,
+            reference=reference,
+            upload=upload,
+            http=ports["http"],
+            https=ports["https"],
+            host="bench.localhost",
+            upload_host="bench-upload.localhost",
+            tcp=tcp[0],
+            tcp_upload=tcp[1],
+            api=api,
+            server=server.pid,
+            agent=agent.pid,
+        )
+
+
+def _tcp_ports(api: str, token: str) -> list[int]:
+    """The two TCP tunnels' ports in order of registration, once all four tunnels are up."""
+    request = urllib.request.Request(f"{api}/api/tunnels", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            tunnels = json.load(answer)
+        if len(tunnels) == 4:
+            return [int(tunnel["label"]) for tunnel in tunnels if tunnel["protocol"] == "tcp"]
+        time.sleep(0.05)
+    raise TimeoutError("the agent's tunnels did not come up")

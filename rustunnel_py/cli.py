@@ -1,0 +1,361 @@
+"""The command line: parse, call, print.
+
+What a command needs is imported when it runs, so that `--help` and a typing error are answered at once, and
+so that the agent's commands import nothing of the server's half.
+
+Exit codes: 0 done, 1 failed, 2 a setting or argument cannot be used (a taken port too), 3 the server refused
+the token or showed another key than the pin says, 4 it refused the wished name or port.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+import rustunnel_py
+from rustunnel_py.errors import ConfigError, RustunnelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rustunnel_py.client.config import Tunnel
+    from rustunnel_py.config import Config
+
+FAILED = 1
+USAGE = 2
+
+_Command = TypeVar("_Command", bound="Callable[..., Any]")
+
+
+def main() -> None:
+    """Run the command of this process; never returns."""
+    try:
+        commands(prog_name="rustunnel-py")
+    except RustunnelError as error:
+        click.echo(f"rustunnel-py: {error}", err=True)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: RustunnelError) -> int:
+    code: int = USAGE if isinstance(error, ConfigError) else getattr(error, "exit_code", FAILED)
+    return code
+
+
+def executable() -> str:
+    """How this program is called, with its absolute path, quoted for the shell."""
+    started = Path(sys.argv[0]).absolute()
+    if started.name == "__main__.py":
+        return shlex.join([sys.executable, "-m", "rustunnel_py"])
+    return shlex.quote(str(started))
+
+
+def data_path(chosen: Path | None, environment: Mapping[str, str]) -> Path:
+    """The data folder: --data (or RUSTUNNEL_DATA), else the state folder of the XDG base directory specification."""
+    if chosen is not None:
+        return chosen.absolute()
+    state = environment.get("XDG_STATE_HOME", "")
+    # The specification: a relative path there is to be ignored.
+    base = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
+    return base / "rustunnel-py"
+
+
+def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
+    """The server's settings from a file, this process's environment, and flags."""
+    from rustunnel_py.config import load
+
+    text = None
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError("--config", f"{path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ConfigError("--config", f"{path} is no text in UTF-8") from None
+    return load(text, os.environ, flags)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(rustunnel_py.__version__, prog_name="rustunnel-py")
+def commands() -> None:
+    """A self-hosted tunnel server and its agent.
+
+    On the server: rustunnel-py serve. On your machine: rustunnel-py login HOST:4040, then rustunnel-py http 3000.
+    To see it work: rustunnel-py try.
+    """
+
+
+def config_option(command: _Command) -> _Command:
+    return click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        envvar="RUSTUNNEL_CONFIG",
+        metavar="FILE",
+        help="Settings in TOML; see docs/configuration.md.  [env: RUSTUNNEL_CONFIG]",
+    )(command)
+
+
+def data_option(command: _Command) -> _Command:
+    return click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        envvar="RUSTUNNEL_DATA",
+        metavar="DIR",
+        help="Folder for certificates, tokens, databases.  [env: RUSTUNNEL_DATA]",
+    )(command)
+
+
+class _PortRange(click.ParamType):
+    name = "FIRST-LAST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        first, dash, last = str(value).partition("-")
+        if not (dash and first.isdecimal() and last.isdecimal()):
+            self.fail(f"{value!r} is no range of ports such as 20000-20099", param, ctx)
+        return int(first), int(last)
+
+
+# Key, flag (two for yes and no), metavar and type, help. Every other key is set in the file or the environment.
+SERVE_FLAGS: list[tuple[str, str, str | None, Any, str]] = [
+    ("server.domain", "--domain", "NAME", str, "Tunnels are named below it.  [localhost]"),
+    ("server.host", "--host", "ADDRESS", str, "Where to listen.  [::, which is IPv4 too]"),
+    ("server.http_port", "--http-port", "PORT", int, "Public HTTP.  [8080]"),
+    ("server.https_port", "--https-port", "PORT", int, "Public HTTPS.  [8443]"),
+    ("server.control_port", "--control-port", "PORT", int, "Agents connect here.  [4040]"),
+    ("server.dashboard_port", "--dashboard-port", "PORT", int, "REST API and dashboard.  [4041]"),
+    ("server.dashboard_host", "--dashboard-host", "ADDRESS", str, "Where the dashboard listens.  [127.0.0.1]"),
+    ("server.dashboard_tls", "--dashboard-tls/--no-dashboard-tls", None, bool, "The dashboard speaks TLS."),
+    (
+        "server.dashboard_plain",
+        "--dashboard-plain/--no-dashboard-plain",
+        None,
+        bool,
+        "The dashboard may be unencrypted beyond loopback.",
+    ),
+    ("server.drain_seconds", "--drain-seconds", "SECONDS", float, "Time to finish after SIGTERM.  [30]"),
+    ("tls.cert_path", "--cert", "FILE", str, "A certificate of your own, with its chain (PEM)."),
+    ("tls.key_path", "--key", "FILE", str, "Its private key (PEM)."),
+    ("auth.require_auth", "--require-auth/--no-require-auth", None, bool, "Agents need a token.  [yes]"),
+    (
+        "auth.open_to_the_world",
+        "--open-to-the-world/--no-open-to-the-world",
+        None,
+        bool,
+        "With --no-require-auth: yes, beyond loopback too.",
+    ),
+    ("limits.tcp_port_range", "--tcp-ports", None, _PortRange(), "Ports of TCP tunnels.  [20000-20099]"),
+    ("logging.level", "--log-level", "LEVEL", str, "debug, info, warning, error.  [info]"),
+    ("logging.format", "--log-format", "FORMAT", str, "console or json.  [console]"),
+]
+
+
+def serve_flags(command: _Command) -> _Command:
+    """An option for each of SERVE_FLAGS; its parameter is the key with `__` for the dot."""
+    for key, flag, metavar, kind, said in reversed(SERVE_FLAGS):
+        parameter = key.replace(".", "__")
+        command = click.option(flag, parameter, type=kind, metavar=metavar, default=None, help=said)(command)
+    return command
+
+
+@commands.command()
+@config_option
+@data_option
+@serve_flags
+@click.option("--check", is_flag=True, help="Only say whether the settings can be used.")
+def serve(config_path: Path | None, data: Path | None, check: bool, **flags: object) -> None:
+    """Run the server.
+
+    A flag goes before the environment (RUSTUNNEL_SERVER__DOMAIN=...), that before the file, that before the
+    default. docs/configuration.md tells what each key means.
+    """
+    config = read_config(config_path, {name.replace("__", "."): value for name, value in flags.items()})
+    if check:
+        from rustunnel_py.certs.keeper import check_pair
+
+        check_pair(config.tls, config.server.domain)
+        click.echo("the settings can be used")
+        return
+    from rustunnel_py.server import serve_command
+
+    sys.exit(serve_command(config, data_path(data, os.environ), executable=executable()))
+
+
+@commands.command("try")
+@click.argument("local", metavar="[PORT]", required=False)
+@data_option
+@click.option("--subdomain", metavar="NAME", help="The tunnel's name; a random one otherwise.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines in place of the screen.")
+def try_(local: str | None, data: Path | None, subdomain: str | None, as_json: bool) -> None:
+    """Server and agent in one, on this machine only: see it work.
+
+    PORT is your local service; without it a small demo page is shown. Nothing is left behind unless --data says where.
+    """
+    from rustunnel_py.trial import run_trial
+
+    config = read_config(None, {"server.host": "127.0.0.1", "server.domain": "localhost"})
+    sys.exit(run_trial(config, data and data.absolute(), local=local, subdomain=subdomain, as_json=as_json))
+
+
+def server_options(command: _Command) -> _Command:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="JSON lines in place of the screen."),
+        click.option("--websocket", is_flag=True, help="For proxies that look into frames: WebSocket messages only."),
+        click.option("--ca", metavar="FILE", help="PEM file of the authority to trust.  [env: RUSTUNNEL_CA]"),
+        click.option("--pin", metavar="sha256:...", help="The server's key, as it prints it when it starts."),
+        click.option("--server", metavar="HOST[:PORT]", help="In place of the login's.  [env: RUSTUNNEL_SERVER]"),
+    ):
+        command = option(command)
+    return command
+
+
+@commands.command()
+@click.argument("server", metavar="HOST[:PORT]")
+@click.option("--pin", metavar="sha256:...", help="The server's key, as it prints it when it starts.")
+@click.option("--ca", metavar="FILE", help="PEM file of the authority to trust.")
+def login(server: str, pin: str | None, ca: str | None) -> None:
+    """Keep server, token and pin for later.
+
+    The token is asked for, or read from standard input, or from RUSTUNNEL_TOKEN: never given as an argument.
+    """
+    from rustunnel_py.client.login import login_command
+
+    sys.exit(login_command(server, pin=pin, ca=ca, executable=executable()))
+
+
+@commands.command()
+@click.argument("local", metavar="[HOST:]PORT")
+@click.option("--subdomain", metavar="NAME", help="The wished name; otherwise the last one or a random one.")
+@click.option("--host-header", metavar="rewrite|VALUE", help="The Host that the local service sees.")
+@click.option("--local-insecure", is_flag=True, help="With https://HOST:PORT: do not check its certificate.")
+@click.option("--take-over", is_flag=True, help="Take the name from another agent of yours.")
+@click.option("--proxy-protocol", type=click.Choice(["v1", "v2"]), help="Begin each connection with a PROXY header.")
+@server_options
+def http(
+    local: str,
+    subdomain: str | None,
+    host_header: str | None,
+    local_insecure: bool,
+    take_over: bool,
+    proxy_protocol: str | None,
+    **server: Any,
+) -> None:
+    """Open an HTTP tunnel to a local service: 3000, app:3000, https://localhost:3000."""
+    from rustunnel_py.client.config import HttpTunnel, parse_host_header, parse_local
+
+    host = None if host_header is None else parse_host_header(host_header, "--host-header")
+    tunnel = HttpTunnel(
+        parse_local(local, "PORT"), subdomain, host, local_insecure, take_over, _proxy_version(proxy_protocol)
+    )
+    _run_agent(tunnel, **server)
+
+
+@commands.command()
+@click.argument("local", metavar="[HOST:]PORT")
+@click.option("--port", type=click.IntRange(1, 65535), help="The wished public port.")
+@click.option("--take-over", is_flag=True, help="Take the port from another agent of yours.")
+@click.option("--proxy-protocol", type=click.Choice(["v1", "v2"]), help="Begin each connection with a PROXY header.")
+@server_options
+def tcp(local: str, port: int | None, take_over: bool, proxy_protocol: str | None, **server: Any) -> None:
+    """Open a TCP tunnel to a local service: 22, db:5432."""
+    from rustunnel_py.client.config import TcpTunnel, parse_local
+
+    _run_agent(
+        TcpTunnel(parse_local(local, "PORT", tcp=True), port, take_over, _proxy_version(proxy_protocol)), **server
+    )
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="[FILE]", required=False)
+@server_options
+def start(file: Path | None, **server: Any) -> None:
+    """Open every tunnel of FILE, by default agent.toml in the folder of the login."""
+    from rustunnel_py.client.sources import agent_path, read_agent_file
+
+    found = read_agent_file(agent_path(os.environ) if file is None else file)
+    _run_agent(*found.tunnels, file=found, **server)
+
+
+def _proxy_version(choice: str | None) -> int:
+    return 0 if choice is None else int(choice[1:])
+
+
+def _run_agent(
+    *tunnels: Tunnel,
+    server: str | None,
+    pin: str | None,
+    ca: str | None,
+    websocket: bool,
+    as_json: bool,
+    file: Any = None,
+) -> None:
+    from rustunnel_py.client.agent import agent_command
+    from rustunnel_py.client.config import AgentConfig, Flags, Options, check_tunnel
+    from rustunnel_py.client.sources import find_login, machine_id
+
+    flags = Flags(server=server, pin=pin, ca=ca)
+    config = AgentConfig(
+        login=find_login(flags, os.environ, file),
+        tunnels=tuple(check_tunnel(tunnel, "tunnel") for tunnel in tunnels),
+        options=Options(websocket=websocket or (file is not None and file.options.websocket)),
+        machine=machine_id(os.environ),
+    )
+    sys.exit(agent_command(config, as_json=as_json))
+
+
+@commands.group()
+def token() -> None:
+    """Tokens of the server on this machine, running or not."""
+
+
+@token.command("create")
+@click.argument("label")
+@click.option("--scope", metavar="PATTERNS", help="Names it is for, separated by commas; all otherwise.")
+@config_option
+@data_option
+def token_create(label: str, scope: str | None, config_path: Path | None, data: Path | None) -> None:
+    """Make a token and print it. It is shown this once."""
+    with _tokens(config_path, data) as tokens:
+        made = tokens.create(label, scope)
+    click.echo(made.token)
+    click.echo(f"token {made.id} ({made.label}); it is shown only now", err=True)
+
+
+@token.command("list")
+@config_option
+@data_option
+def token_list(config_path: Path | None, data: Path | None) -> None:
+    """Show every token's id, label and scope."""
+    with _tokens(config_path, data) as tokens:
+        for known in tokens.list():
+            click.echo(f"{known.id}  {known.created_at}  {known.label}  {known.scope or 'all names'}")
+
+
+@token.command("delete")
+@click.argument("token_id", metavar="ID")
+@config_option
+@data_option
+def token_delete(token_id: str, config_path: Path | None, data: Path | None) -> None:
+    """Delete a token; agents that use it are disconnected."""
+    with _tokens(config_path, data) as tokens:
+        tokens.delete(token_id)
+
+
+@token.command("show-admin")
+@config_option
+@data_option
+def token_show_admin(config_path: Path | None, data: Path | None) -> None:
+    """Print the admin token."""
+    from rustunnel_py.admin import admin_token
+
+    click.echo(admin_token(read_config(config_path, {}), data_path(data, os.environ)).reveal())
+
+
+def _tokens(config_path: Path | None, data: Path | None) -> Any:
+    from rustunnel_py.admin import open_tokens
+
+    return open_tokens(read_config(config_path, {}), data_path(data, os.environ))

@@ -1,0 +1,189 @@
+"""Listening sockets, and the handler that accepts from one and survives everything."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import math
+import socket
+import sys
+from collections.abc import Callable
+
+from rustunnel_py.errors import PortInUse
+from rustunnel_py.model.tunnel import Peer
+from rustunnel_py.transport.pump import EPOLLIN, Pump
+from rustunnel_py.transport.tcp import peer_of
+
+# Connections that wait in the kernel; it cuts this to net.core.somaxconn. A reload of a page with many assets by
+# many visitors at once must not see a refusal.
+BACKLOG = 1024
+# Accepted in one pass, so that a flood of connects does not keep everybody else waiting.
+ACCEPTS_A_PASS = 32
+# No descriptor or memory left: how long nothing is accepted.
+PAUSE_SECONDS = 1.0
+
+_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def bind(host: str, port: int, *, key: str) -> list[socket.socket]:
+    """Listening sockets for `host` and `port`; port 0 takes a free one, the same for all of them.
+
+    `host` "::" is dual stack and falls back to 0.0.0.0 where there is no IPv6. A name gives one socket for each
+    of its addresses. Raises PortInUse, which names `key`, the setting to change.
+    """
+    if host in ("::", ""):
+        dual = _bind_dual_stack(port, key)
+        return [dual if dual is not None else _bind_one(socket.AF_INET, ("0.0.0.0", port), host, port, key)]
+    sockets: list[socket.socket] = []
+    try:
+        for family, address in _addresses(host, port, key):
+            if sockets and port == 0:
+                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+            sockets.append(_bind_one(family, address, host, port, key))
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def _addresses(host: str, port: int, key: str) -> list[tuple[int, tuple[object, ...]]]:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        pass
+    else:
+        return [(socket.AF_INET if address.version == 4 else socket.AF_INET6, (host, port))]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise PortInUse(key, f"{host} is no address of this machine: {error.strerror or error}") from error
+    return [(family, address) for family, _, _, _, address in dict.fromkeys(found)]
+
+
+def _bind_dual_stack(port: int, key: str) -> socket.socket | None:
+    if not socket.has_ipv6 or not hasattr(socket, "IPV6_V6ONLY"):
+        return None
+    try:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        return _listen(sock, ("::", port))
+    except OSError as error:
+        sock.close()
+        if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.ENOPROTOOPT):
+            return None
+        raise _in_use(error, "::", port, key) from error
+
+
+def _bind_one(family: int, address: tuple[object, ...], host: str, port: int, key: str) -> socket.socket:
+    sock: socket.socket | None = None
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        return _listen(sock, address)
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise _in_use(error, host, port, key) from error
+
+
+def _listen(sock: socket.socket, address: tuple[object, ...]) -> socket.socket:
+    if sys.platform == "win32":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+    else:
+        # A port whose old connections are in TIME_WAIT is usable at once (T08).
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setblocking(False)
+    sock.bind(address)
+    sock.listen(BACKLOG)
+    return sock
+
+
+def _in_use(error: OSError, host: str, port: int, key: str) -> PortInUse:
+    if error.errno == errno.EADDRINUSE:
+        return PortInUse(key, f"port {port} is already in use on this machine; choose another port")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PortInUse(key, f"port {port} needs privileges that this process does not have; choose another port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return PortInUse(key, f"cannot listen on port {port}: {host} is no address of this machine")
+    return PortInUse(key, f"cannot listen on {host or '::'} port {port}: {error.strerror or error}")
+
+
+class Listener:
+    """Accepts from `sock` and hands each socket on; owns `sock`. A crash in `accepted` costs that socket only."""
+
+    __slots__ = ("_closed", "_paused", "accepted", "due", "pauses", "pump", "sock")
+
+    def __init__(self, pump: Pump, sock: socket.socket, accepted: Callable[[socket.socket, Peer], None]) -> None:
+        sock.setblocking(False)
+        self.pump = pump
+        self.sock = sock
+        self.accepted = accepted
+        self.due = math.inf
+        self.pauses = 0  # how often descriptors or memory ran out
+        self._paused = False
+        self._closed = False
+        pump.add(self)
+
+    @property
+    def address(self) -> Peer:
+        """Where it listens, with the real port."""
+        return peer_of(self.sock.getsockname())
+
+    def ready(self, flags: int) -> None:
+        if self._paused:
+            return
+        for _ in range(ACCEPTS_A_PASS):
+            try:
+                sock, address = self.sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF:
+                    self._pause()
+                    return
+                if self._closed or error.errno == errno.EBADF:
+                    return
+                continue  # that one visitor left again: ECONNABORTED and its like, accept(2)
+            try:
+                self.accepted(sock, peer_of(address))
+            except Exception as error:
+                sock.close()
+                self.pump.crash(None, error)
+            if self._closed:
+                return
+        self.pump.again(self, EPOLLIN)
+
+    def _pause(self) -> None:
+        """Out of descriptors: let those who hold some finish, and look again at the next sweep."""
+        self.pauses += 1
+        self._paused = True
+        self.due = self.pump.now + PAUSE_SECONDS
+
+    def expired(self) -> None:
+        self.due = math.inf
+        self._paused = False
+        self.pump.again(self, EPOLLIN)
+
+    def wants(self) -> int:
+        return 0 if self._paused else EPOLLIN
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.pump.drop(self)
+            self.sock.close()
+
+    def abort(self) -> None:
+        self.close()
+
+    def crashed(self, error: Exception) -> None:
+        """`ready` itself raised: go on accepting."""
+        self.pump.again(self, EPOLLIN)

@@ -1,0 +1,429 @@
+"""Requests: a head cut out of the input, judged, and written anew (RFC 9112 §2, §3, RFC 9110 §7).
+
+A request is a start line and a header block. Everything that the block says is worked out once, in a `RequestBlock`; a
+connection remembers its last one, and as long as the next block has the same bytes only the start line is judged.
+Nothing in a head depends on both but what `_judge_together` checks.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from rustunnel_py.errors import HttpError
+from rustunnel_py.wire.fields import (
+    CHUNKED,
+    CHUNKED_LINE,
+    FOLD,
+    TCHAR,
+    TOKEN,
+    UPGRADE_LINES,
+    find_illegal,
+    framing_of,
+    list_items,
+    parse_host,
+    read_fields,
+)
+from rustunnel_py.wire.forwarding import FORWARDED_FAMILY, REQUEST_FIELDS, Field, without_named
+
+if TYPE_CHECKING:
+    from rustunnel_py.wire.fields import Headers, HeadLimits
+    from rustunnel_py.wire.sink import Buffer
+
+# The longest registered method has 17 letters; beyond this it is an attack on buffers.
+METHOD_MAX = 64
+# RFC 9112 §2.2: a CRLF after a body is an old habit, more than a few is a flood (H66).
+LEADING_EMPTY_LINES = 4
+
+_REQUEST_LINE = re.compile(rb"([" + TCHAR + rb"]{1,64}+) (/[!\"$-~]*+) HTTP/1\.([01])\r\n")
+_TARGET = re.compile(rb"[!\"$-~]++")
+_VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(.*)")
+_WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
+
+_IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})  # RFC 9110 §9.2.2
+# A gateway is no open relay (H36), and TRACE shows a browser its own cookies (H37).
+_REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
+
+
+class RequestBlock:
+    """A judged header block of a request: everything that depends on the header lines alone, computed once.
+
+    Immutable after construction. `RequestBlock(raw, limits)` raises HttpError for what is wrong in `raw` by itself.
+    """
+
+    __slots__ = (
+        "body",
+        "connection_close",
+        "connection_keep_alive",
+        "content_length_given",
+        "delicate",
+        "expect_continue",
+        "forward",
+        "framing",
+        "headers",
+        "host",
+        "host_line",
+        "port",
+        "raw",
+        "start",
+        "te_trailers",
+        "upgrade_websocket",
+        "websocket_key",
+        "websocket_refusal",
+    )
+
+    body: int
+    """Its length, or CHUNKED."""
+    connection_close: bool
+    connection_keep_alive: bool
+    content_length_given: bool
+    delicate: bool
+    """Something here must be judged together with the start line."""
+    expect_continue: bool
+    """`Expect: 100-continue` was there; whether it counts says `RequestHead.expects_continue`."""
+    forward: bytes
+    """The canonical lines to send on, each ended by CRLF: no Host, framing, hop-by-hop, forwarding fields, Expect."""
+    framing: bytes
+    """The framing lines for `body`."""
+    headers: Headers
+    """As they came."""
+    host: str
+    """Lower case, no port, no final dot; never empty in a judged RequestHead."""
+    host_line: bytes
+    """The value of Host as it came, for sending on."""
+    port: int | None
+    """The port in Host."""
+    raw: bytes
+    """What it was judged from: header lines and the empty line."""
+    start: bytes
+    """What follows a target: the version, the visitor's Host and `forward`."""
+    te_trailers: bool
+    """`TE: trailers` was there. It is hop-by-hop: who can carry trailers back may send its own by `extra`."""
+    upgrade_websocket: bool
+    """A well-formed WebSocket upgrade by its headers (RFC 6455 §4.2.1)."""
+    websocket_key: bytes
+    websocket_refusal: HttpError | None
+    """A WebSocket was asked for, but not in form (H53): what `judge_request` raises, 426 for another version."""
+
+    def __init__(self, raw: bytes, limits: HeadLimits) -> None:
+        fields = read_fields(raw, limits)
+        forward: list[bytes] = []
+        special: list[tuple[Field, bytes]] = []
+        for name, value in fields:
+            key = name.translate(FOLD)
+            kind = REQUEST_FIELDS.get(key)
+            if kind is None:
+                if not key.startswith(FORWARDED_FAMILY):
+                    forward.append(b"%b: %b\r\n" % (name, value))
+            elif kind and key == name.lower():
+                special.append((kind, value))
+                if kind >= Field.WEBSOCKET_KEY:
+                    forward.append(b"%b: %b\r\n" % (name, value))
+        self.raw = raw
+        self.headers = tuple(fields)
+        self._judge_host([value for kind, value in special if kind is Field.HOST])
+        self._judge_framing(special)
+        if len(special) == 1:  # Host alone
+            self.connection_close = self.connection_keep_alive = self.expect_continue = False
+            self.te_trailers = self.upgrade_websocket = False
+            self.websocket_key = b""
+            self.websocket_refusal = None
+        else:
+            forward = self._judge_options(special, forward)
+        self.forward = b"".join(forward)
+        self.start = b" HTTP/1.1\r\nHost: %b\r\n%b" % (self.host_line, self.forward)
+        self.delicate = self.upgrade_websocket or self.websocket_refusal is not None or not self.host
+
+    def __repr__(self) -> str:
+        return f"<RequestBlock {self.host or '-'} {len(self.headers)} fields body={self.body}>"
+
+    def _judge_host(self, values: list[bytes]) -> None:
+        if len(values) > 1:
+            raise HttpError(400, "two-hosts", "More than one Host.")
+        self.host_line = values[0] if values else b""
+        if not values:
+            # Refused by _judge_together, which can tell an HTTP/1.0 client what it lacks.
+            self.host, self.port = "", None
+        elif not values[0]:
+            raise HttpError(400, "empty-host", "Host is empty.")
+        else:
+            self.host, self.port = parse_host(values[0])
+
+    def _judge_framing(self, special: list[tuple[Field, bytes]]) -> None:
+        lengths = [value for kind, value in special if kind is Field.LENGTH]
+        codings = [value for kind, value in special if kind is Field.CODING]
+        self.body = framing_of(lengths, codings) or 0
+        self.content_length_given = bool(lengths)
+        self.framing = CHUNKED_LINE if codings else b"Content-Length: %d\r\n" % self.body if lengths else b""
+
+    def _judge_options(self, special: list[tuple[Field, bytes]], forward: list[bytes]) -> list[bytes]:
+        """Connection and what goes with it; returns the lines that may be sent on."""
+        connection, upgrade, expect, te = (
+            [item for kind, value in special if kind is which for item in list_items(value)]
+            for which in (Field.CONNECTION, Field.UPGRADE, Field.EXPECT, Field.TE)
+        )
+        self.connection_close = b"close" in connection
+        self.connection_keep_alive = b"keep-alive" in connection
+        self.te_trailers = b"trailers" in te
+        self.expect_continue = bool(expect)
+        if any(item != b"100-continue" for item in expect):
+            raise HttpError(417, "unknown-expectation", "Expect asks for something else than 100-continue.")
+        self.upgrade_websocket = False
+        self.websocket_key = b""
+        self.websocket_refusal = None
+        if b"websocket" in upgrade:
+            keys = [value for kind, value in special if kind is Field.WEBSOCKET_KEY]
+            versions = [value for kind, value in special if kind is Field.WEBSOCKET_VERSION]
+            self.websocket_refusal = _websocket_refusal(b"upgrade" in connection, keys, versions, self.body)
+            if self.websocket_refusal is None:
+                self.upgrade_websocket = True
+                self.websocket_key = keys[0]
+        named = set(connection) - {b"close", b"keep-alive", b"upgrade"}
+        return without_named(forward, named) if named else forward
+
+
+def _websocket_refusal(option: bool, keys: list[bytes], versions: list[bytes], body: int) -> HttpError | None:
+    if not option:
+        return HttpError(400, "websocket-connection", "A WebSocket was asked for without Connection: Upgrade.")
+    if len(versions) == 1 and versions[0] != b"13":
+        return HttpError(426, "websocket-version", "Only version 13 of WebSocket is spoken here.")
+    if len(versions) != 1 or len(keys) != 1 or _WEBSOCKET_KEY.fullmatch(keys[0]) is None:
+        return HttpError(
+            400, "websocket-key", "A WebSocket handshake needs one version and one key of 16 bytes in base64."
+        )
+    if body:
+        return HttpError(400, "websocket-body", "A WebSocket handshake has no body.")
+    return None
+
+
+class RequestHead(NamedTuple):
+    """A request's head, judged. `target` is in origin form (`/path?query`, bytes unchanged) or `*`."""
+
+    method: bytes
+    target: bytes
+    minor: int  # 0 or 1
+    block: RequestBlock
+
+    @property
+    def host(self) -> str:
+        return self.block.host
+
+    @property
+    def body(self) -> int:
+        return self.block.body
+
+    @property
+    def keep_alive(self) -> bool:
+        """Does the client expect the connection to stay (RFC 9112 §9.3)?"""
+        block = self.block
+        return not block.connection_close and (self.minor == 1 or block.connection_keep_alive)
+
+    @property
+    def is_upgrade(self) -> bool:
+        return self.block.upgrade_websocket
+
+    @property
+    def expects_continue(self) -> bool:
+        """The client holds its body back until it hears 100 (RFC 9110 §10.1.1: not in HTTP/1.0, not without a body)."""
+        block = self.block
+        return block.expect_continue and self.minor == 1 and block.body != 0
+
+    @property
+    def idempotent(self) -> bool:
+        """By its method the request may be repeated (RFC 9110 §9.2.2)."""
+        return self.method in _IDEMPOTENT
+
+
+def skip_leading_empty_lines(data: bytearray | bytes, start: int = 0) -> int:
+    """Where the request line begins: behind at most a few CRLF (H66); raises HttpError 400 for more.
+
+    Leave the skipped bytes in `data` until the head is cut, and call with the message's first index each time: so a
+    drip of empty lines is counted. The head is `data[there:end]`, with `end` from `find_head_end(data, there, …)`.
+    """
+    at = start
+    while data[at : at + 2] == b"\r\n":
+        at += 2
+        if at > start + 2 * LEADING_EMPTY_LINES:
+            raise HttpError(400, "empty-lines", "Too many empty lines before a request.")
+    return at
+
+
+def find_head_end(data: bytearray | bytes, start: int, limits: HeadLimits) -> int:
+    """The index just past the empty line that ends a head, or -1 while it is incomplete.
+
+    `start` is where the search may begin again (an earlier return of -1 looked up to there, or the end of skipped empty
+    lines). Raises HttpError as soon as what is there can no longer become a legal head: a limit passed (414, 431), a
+    bare LF or CR, a NUL.
+    """
+    end = data.find(b"\r\n\r\n", max(0, start - 3)) + 4
+    if end != 3:
+        if end > limits.total:
+            raise _too_long(data, limits)
+        return end
+    illegal = find_illegal(data, start)
+    if illegal is not None:
+        raise illegal
+    size = len(data)
+    if size > limits.total:
+        raise _too_long(data, limits)
+    if size > limits.line:
+        line = data.rfind(b"\r\n")
+        if line < 0:
+            raise _too_long(data, limits)
+        if size - line - 2 > limits.line:
+            raise HttpError(431, "header-too-long", f"A header line is longer than {limits.line} bytes.")
+    return -1
+
+
+def _too_long(head: bytes | bytearray, limits: HeadLimits) -> HttpError:
+    """Which part of an overlong head is to blame."""
+    line = head[: limits.target + METHOD_MAX + 16].partition(b"\r\n")[0]
+    space = line.find(b" ")
+    if not 0 <= space <= METHOD_MAX:
+        return HttpError(400, "bad-method", f"The method is longer than {METHOD_MAX} bytes.")
+    if len(line) - space - len(b" HTTP/1.1") > limits.target + 1:
+        return HttpError(414, "target-too-long", f"The request target is longer than {limits.target} bytes.")
+    return HttpError(431, "head-too-large", f"The head is larger than {limits.total} bytes.")
+
+
+def judge_request(
+    head: Buffer, limits: HeadLimits, last: RequestBlock | None = None, *, scheme: str = "http"
+) -> RequestHead:
+    """Judge one complete request head (start line and header lines, with the final empty line).
+
+    Strict on everything in reliability.md H01–H45, H52–H59: raises HttpError with the status and reason code. `last` is
+    the connection's remembered block: where its bytes are equal only the request line is judged. `scheme` is the edge's
+    own, the only one that an absolute target may have.
+    """
+    if isinstance(head, memoryview):
+        head = bytes(head)
+    if len(head) > limits.total:
+        raise _too_long(head, limits)
+    authority = None
+    match = _REQUEST_LINE.match(head)
+    if match is not None:
+        method, target, digit = match.groups()
+        start = match.end()
+    else:
+        start = head.find(b"\r\n") + 2
+        method, target, digit, authority = _judge_request_line(bytes(head[: start - 2]), limits, scheme.encode("ascii"))
+    if len(target) > limits.target:
+        raise _target_too_long(limits)
+    if last is not None and len(head) - start == len(last.raw) and head.endswith(last.raw):
+        block = last
+    else:
+        block = RequestBlock(bytes(head[start:]), limits)
+    if digit == b"1":
+        minor = 1
+        if block.delicate or authority is not None or method in _REFUSED_METHODS:
+            _judge_together(method, minor, block, authority)
+    else:
+        minor = 0
+        _judge_together(method, minor, block, authority)
+    return tuple.__new__(RequestHead, (method, target, minor, block))
+
+
+def _target_too_long(limits: HeadLimits) -> HttpError:
+    return HttpError(414, "target-too-long", f"The request target is longer than {limits.target} bytes.")
+
+
+def _judge_request_line(line: bytes, limits: HeadLimits, scheme: bytes) -> tuple[bytes, bytes, bytes, bytes | None]:
+    """The rare request lines: `*`, absolute form, and everything wrong. (method, target, minor digit, authority)."""
+    illegal = find_illegal(line, 0)
+    if illegal is not None or b"\r" in line:
+        raise illegal or HttpError(400, "bare-cr", "A CR without LF in the head.")
+    parts = line.split(b" ")
+    if len(parts) != 3:
+        raise HttpError(
+            400, "bad-request-line", "The request line is not method, target and version, one space between."
+        )
+    method, target, version = parts
+    if TOKEN.fullmatch(method) is None or len(method) > METHOD_MAX:
+        raise HttpError(400, "bad-method", "The method is no token or too long.")
+    if method == b"PRI":
+        raise HttpError(400, "http2-preface", "HTTP/2 is not spoken here.")
+    if method in _REFUSED_METHODS:
+        raise _method_refused(method)
+    if len(target) > limits.target + len(scheme) + len(b"://") + 256:
+        raise _target_too_long(limits)
+    if _TARGET.fullmatch(target) is None:
+        raise HttpError(400, "bad-target", "The request target is empty or holds a byte that must be escaped.")
+    numbers = _VERSION.fullmatch(version)
+    if numbers is None:
+        raise HttpError(400, "bad-version", "The HTTP version is malformed.")
+    if numbers[1] != b"1" or numbers[2] not in (b"0", b"1"):
+        raise HttpError(505, "version", "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+    if target == b"*":
+        if method != b"OPTIONS":
+            raise HttpError(400, "bad-target", "The target * is for OPTIONS only.")
+        return method, target, numbers[2], None
+    if target.startswith(b"/"):
+        return method, target, numbers[2], None
+    authority, origin = _split_absolute(target, scheme)
+    if not origin and method == b"OPTIONS":
+        return method, b"*", numbers[2], authority  # RFC 9112 §3.2.4
+    return method, origin if origin.startswith(b"/") else b"/" + origin, numbers[2], authority
+
+
+def _split_absolute(target: bytes, scheme: bytes) -> tuple[bytes, bytes]:
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        raise HttpError(400, "bad-target", "The request target is neither a path nor a URL.")
+    found, authority, origin = match.groups()
+    if found.lower() != scheme:
+        raise HttpError(400, "bad-scheme", "The scheme of the request target is not served on this port.")
+    if not authority or b"@" in authority:
+        raise HttpError(400, "bad-authority", "The request target has no host, or a user name in it.")
+    return authority, origin
+
+
+def _judge_together(method: bytes, minor: int, block: RequestBlock, authority: bytes | None) -> None:
+    """What depends on both the start line and the header block."""
+    if method in _REFUSED_METHODS:
+        raise _method_refused(method)
+    if not block.host:
+        hint = (
+            "HTTP/1.0 clients must send it here as well: it names the tunnel."
+            if minor == 0
+            else "HTTP/1.1 asks for it."
+        )
+        raise HttpError(400, "no-host", f"The request has no Host header. {hint}")
+    if authority is not None and parse_host(authority) != (block.host, block.port):
+        raise HttpError(400, "authority-not-host", "The host of the request target is not the one in Host.")
+    if minor == 0 and block.body == CHUNKED:
+        raise HttpError(400, "chunked-in-1.0", "Transfer-Encoding in an HTTP/1.0 request.")
+    if block.websocket_refusal is not None:
+        # A fresh one each time: a raised exception gathers traceback and context.
+        refusal = block.websocket_refusal
+        raise HttpError(refusal.status, refusal.code, refusal.detail)
+    if block.upgrade_websocket and (method != b"GET" or minor == 0):
+        raise HttpError(400, "websocket-method", "A WebSocket handshake is a GET of HTTP/1.1.")
+
+
+def _method_refused(method: bytes) -> HttpError:
+    return HttpError(405, "method", f"{method.decode('ascii')} is not served here.")
+
+
+def render_request(
+    head: RequestHead, host_line: bytes | None, forwarded: bytes, *, body: int, extra: bytes = b""
+) -> bytes:
+    """The canonical head for the local service.
+
+    `host_line` None keeps the visitor's; `forwarded` is `Visit.forwarded`; `body` a length, or CHUNKED, or 0 (then a
+    Content-Length: 0 only where the request had one); an upgrade keeps its Upgrade and Connection lines, and where
+    the client waits for a 100 the `Expect: 100-continue` goes along. `extra` are header lines, each ended by CRLF.
+    """
+    block = head.block
+    start = block.start if host_line is None else b" HTTP/1.1\r\nHost: %b\r\n%b" % (host_line, block.forward)
+    if body == block.body:
+        framing = block.framing
+    elif body == CHUNKED:
+        framing = CHUNKED_LINE
+    else:
+        framing = b"Content-Length: %d\r\n" % body
+    if block.upgrade_websocket:
+        extra = UPGRADE_LINES + extra
+    elif block.expect_continue and body and head.minor:
+        extra = b"Expect: 100-continue\r\n" + extra
+    return b"".join((head.method, b" ", head.target, start, forwarded, framing, extra, b"\r\n"))
