@@ -34,11 +34,19 @@ _Command = TypeVar("_Command", bound="Callable[..., Any]")
 
 def main() -> None:
     """Run the command of this process; never returns."""
+    failed: RustunnelError | None = None
     try:
         commands(prog_name="rustunnel-py")
-    except RustunnelError as error:
-        click.echo(f"rustunnel-py: {error}", err=True)
-        sys.exit(exit_code(error))
+    except* RustunnelError as group:  # nurseries wrap what is raised in them
+        failed = _first(group)
+    if failed is not None:
+        click.echo(f"rustunnel-py: {failed}", err=True)
+        sys.exit(exit_code(failed))
+
+
+def _first(group: ExceptionGroup[RustunnelError]) -> RustunnelError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 def exit_code(error: RustunnelError) -> int:
@@ -110,14 +118,12 @@ def data_option(command: _Command) -> _Command:
     )(command)
 
 
-class _PortRange(click.ParamType):
-    name = "FIRST-LAST"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        first, dash, last = str(value).partition("-")
-        if not (dash and first.isdecimal() and last.isdecimal()):
-            self.fail(f"{value!r} is no range of ports such as 20000-20099", param, ctx)
-        return int(first), int(last)
+def port_range(text: str) -> tuple[int, int]:
+    """`20000-20099`."""
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal()):
+        raise click.BadParameter(f"{text!r} is no range of ports such as 20000-20099")
+    return int(first), int(last)
 
 
 # Key, flag (two for yes and no), metavar and type, help. Every other key is set in the file or the environment.
@@ -148,7 +154,7 @@ SERVE_FLAGS: list[tuple[str, str, str | None, Any, str]] = [
         bool,
         "With --no-require-auth: yes, beyond loopback too.",
     ),
-    ("limits.tcp_port_range", "--tcp-ports", None, _PortRange(), "Ports of TCP tunnels.  [20000-20099]"),
+    ("limits.tcp_port_range", "--tcp-ports", "FIRST-LAST", port_range, "Ports of TCP tunnels.  [20000-20099]"),
     ("logging.level", "--log-level", "LEVEL", str, "debug, info, warning, error.  [info]"),
     ("logging.format", "--log-format", "FORMAT", str, "console or json.  [console]"),
 ]
@@ -185,6 +191,17 @@ def serve(config_path: Path | None, data: Path | None, check: bool, **flags: obj
     sys.exit(serve_command(config, data_path(data, os.environ), executable=executable()))
 
 
+@commands.command(hidden=True)
+@data_option
+def health(data: Path | None) -> None:
+    """Succeed if the server on this machine runs and answers; for the health checks of containers."""
+    from rustunnel_py.admin import answers
+
+    if not answers(data_path(data, os.environ)):
+        click.echo("the server does not answer", err=True)
+        sys.exit(FAILED)
+
+
 @commands.command("try")
 @click.argument("local", metavar="[PORT]", required=False)
 @data_option
@@ -197,7 +214,7 @@ def try_(local: str | None, data: Path | None, subdomain: str | None, as_json: b
     """
     from rustunnel_py.trial import run_trial
 
-    config = read_config(None, {"server.host": "127.0.0.1", "server.domain": "localhost"})
+    config = read_config(None, {"server.host": "127.0.0.1", "server.domain": "localhost", "server.drain_seconds": 2.0})
     sys.exit(run_trial(config, data and data.absolute(), local=local, subdomain=subdomain, as_json=as_json))
 
 
@@ -293,8 +310,11 @@ def _run_agent(
     as_json: bool,
     file: Any = None,
 ) -> None:
-    from rustunnel_py.client.agent import agent_command
+    import trio
+
+    from rustunnel_py.client.agent import run_agent
     from rustunnel_py.client.config import AgentConfig, Flags, Options, check_tunnel
+    from rustunnel_py.client.screen import open_screen
     from rustunnel_py.client.sources import find_login, machine_id
 
     flags = Flags(server=server, pin=pin, ca=ca)
@@ -304,7 +324,9 @@ def _run_agent(
         options=Options(websocket=websocket or (file is not None and file.options.websocket)),
         machine=machine_id(os.environ),
     )
-    sys.exit(agent_command(config, as_json=as_json))
+    with open_screen(json=as_json) as screen:
+        code = trio.run(run_agent, config, screen)
+    sys.exit(code)
 
 
 @commands.group()

@@ -1,6 +1,7 @@
 """The log: structlog to standard error, for people or as JSON lines.
 
-What peers said is escaped where it is shown; secrets are `Secret` values and show nothing. Nothing is logged per request.
+What peers said is escaped where it is shown; secrets are `Secret` values and show nothing. Nothing is logged per
+request.
 """
 
 from __future__ import annotations

@@ -11,12 +11,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
 import trio
@@ -25,28 +24,35 @@ from rustunnel_py import logs
 from rustunnel_py.agents.door import Door
 from rustunnel_py.api.app import build_app
 from rustunnel_py.api.serve import ApiServer
-from rustunnel_py.certs.authority import Authority
 from rustunnel_py.certs.keeper import Keeper
-from rustunnel_py.config import Config, database_paths
-from rustunnel_py.edges.http import EdgeLimits, HttpEdge
+from rustunnel_py.config import database_paths
+from rustunnel_py.edges.http import EdgeLimits, HttpEdge, ParkingLimits
 from rustunnel_py.edges.tcp import TcpEdge
-from rustunnel_py.errors import ConfigError, RustunnelError, StoreBroken
+from rustunnel_py.errors import StoreError
 from rustunnel_py.hub.accounts import Accounts
+from rustunnel_py.hub.policies import gate_for
+from rustunnel_py.hub.policies.settings import PolicySettings
 from rustunnel_py.hub.registry import Places, Registry
 from rustunnel_py.hub.sessions import Sessions
-from rustunnel_py.store.database import Store, open_store
+from rustunnel_py.store.database import open_store
 from rustunnel_py.store.folder import ApiAddress, DataFolder
-from rustunnel_py.transport.front import Front, Route
+from rustunnel_py.transport.front import Front
 from rustunnel_py.transport.listen import bind
-from rustunnel_py.transport.pump import Pump, open_pump
+from rustunnel_py.transport.pump import open_pump
 from rustunnel_py.transport.stream import ConnectionStream
 from rustunnel_py.transport.tls import choose_certificate, server_context
 
 if TYPE_CHECKING:
     import socket
+    import ssl
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
 
+    from rustunnel_py.config import Config
     from rustunnel_py.model.access import Secret
+    from rustunnel_py.store.database import Store
     from rustunnel_py.transport.connection import Connection
+    from rustunnel_py.transport.pump import Pump
     from rustunnel_py.wire.http1 import RequestHead
 
 SWEEP_NAMES_SECONDS = 3600.0  # how often names that nobody used for names.remember_days are forgotten
@@ -64,14 +70,15 @@ class Ready:
     control_port: int
     dashboard_url: str
     pin: str
-    ca_path: Path | None  # None: the certificate is one that systems trust
-    admin_token_file: Path | None  # None: the token is a setting
+    publicly_trusted: bool
+    ca_path: Path | None  # None: the certificate is not of this server's own authority
     admin_token: Secret
+    admin_token_file: Path | None  # None: the token is a setting
 
 
 @dataclass(frozen=True, slots=True)
 class _Sockets:
-    """Every listener, bound before anything else is built: a taken port leaves nothing behind."""
+    """Every listener of fixed place, bound before anything else is built: a taken port leaves nothing behind."""
 
     http: list[socket.socket]
     https: list[socket.socket]
@@ -79,22 +86,66 @@ class _Sockets:
     dashboard: list[socket.socket]
 
 
+class _Edge(Protocol):
+    async def run(self, visits: trio.Nursery, *, task_status: trio.TaskStatus[object]) -> None: ...
+
+
+async def serve(
+    config: Config,
+    folder: DataFolder,
+    stopping: trio.Event,
+    *,
+    pump_kind: Literal["auto", "epoll", "portable"] = "auto",
+    task_status: trio.TaskStatus[Ready] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a server until `stopping` is set and everything has ended in order. Raises ConfigError, StoreError."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(folder.lock())
+        sockets = stack.enter_context(_bound(config))
+        admin_token = config.auth.admin_token or folder.admin_token()
+        keeper = Keeper.from_config(config, folder.path)
+        store = await stack.enter_async_context(open_store(*database_paths(config.database, folder.path)))
+        pump = await stack.enter_async_context(open_pump(pump_kind))
+        async with trio.open_nursery() as chores, trio.open_nursery() as fronts:
+            parts = _Parts(config, store, pump, keeper, sockets, admin_token, stopping, fronts)
+            for chore in parts.chores():
+                chores.start_soon(chore)
+            for front in parts.fronts():
+                await fronts.start(front.run)
+            async with trio.open_nursery() as visits:
+                async with trio.open_nursery() as listeners:
+                    for edge in parts.edges():
+                        await listeners.start(edge.run, visits)
+                    ready = parts.ready(folder)
+                    folder.publish_address(
+                        ApiAddress(ready.dashboard_url, str(keeper.ca_path) if keeper.ca_path else None)
+                    )
+                    stack.callback(folder.withdraw_address)
+                    task_status.started(ready)
+                    await stopping.wait()
+                    listeners.cancel_scope.cancel()  # nobody new comes in
+                visits.cancel_scope.deadline = trio.current_time() + config.server.drain_seconds
+            await parts.sessions.say_goodbye()
+            fronts.cancel_scope.cancel()
+            chores.cancel_scope.cancel()
+
+
 @contextlib.contextmanager
 def _bound(config: Config) -> Iterator[_Sockets]:
     server = config.server
     with contextlib.ExitStack() as stack:
 
-        def open_(host: str, port: int, key: str) -> list[socket.socket]:
+        def listen(host: str, port: int, key: str) -> list[socket.socket]:
             sockets = bind(host, port, key=key)
             for sock in sockets:
                 stack.callback(sock.close)
             return sockets
 
         yield _Sockets(
-            http=open_(server.host, server.http_port, "server.http_port"),
-            https=open_(server.host, server.https_port, "server.https_port"),
-            control=open_(server.host, server.control_port, "server.control_port"),
-            dashboard=open_(server.dashboard_host, server.dashboard_port, "server.dashboard_port"),
+            http=listen(server.host, server.http_port, "server.http_port"),
+            https=listen(server.host, server.https_port, "server.https_port"),
+            control=listen(server.host, server.control_port, "server.control_port"),
+            dashboard=listen(server.dashboard_host, server.dashboard_port, "server.dashboard_port"),
         )
 
 
@@ -103,49 +154,7 @@ def _port(sockets: list[socket.socket]) -> int:
     return port
 
 
-async def serve(
-    config: Config,
-    folder: DataFolder,
-    stopping: trio.Event,
-    *,
-    pump_kind: PumpKind = "auto",
-    task_status: trio.TaskStatus[Ready] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Run a server until `stopping` is set and everything has ended in order. Raises ConfigError, StoreBroken."""
-    async with AsyncExitStack() as stack:
-        stack.enter_context(folder.lock())
-        sockets = stack.enter_context(_bound(config))
-        admin_token = config.auth.admin_token or folder.admin_token()
-        keeper = Keeper.from_config(config, folder.path)
-        store = await stack.enter_async_context(open_store(*database_paths(config.database, folder.path)))
-        pump = await stack.enter_async_context(open_pump(pump_kind))
-        house = await stack.enter_async_context(trio.open_nursery())  # ends after the fronts
-        stack.callback(house.cancel_scope.cancel)
-        server = _Server(config, store, pump, keeper, sockets, admin_token, stopping)
-        for chore in server.chores():
-            house.start_soon(chore)
-
-        fronts = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(fronts.cancel_scope.cancel)
-        for front in server.fronts(fronts):
-            await fronts.start(front.run)
-
-        async with trio.open_nursery() as visits:
-            async with trio.open_nursery() as listeners:
-                for edge in server.edges():
-                    await listeners.start(edge.run, visits)
-                ready = server.ready(folder)
-                folder.publish_address(ApiAddress(ready.dashboard_url, str(ready.ca_path) if ready.ca_path else None))
-                stack.callback(folder.withdraw_address)
-                task_status.started(ready)
-                await stopping.wait()
-                listeners.cancel_scope.cancel()
-            visits.cancel_scope.deadline = trio.current_time() + config.server.drain_seconds
-        await server.sessions.say_goodbye()
-        fronts.cancel_scope.cancel()
-
-
-class _Server:
+class _Parts:
     """The parts of one server, wired."""
 
     def __init__(
@@ -157,6 +166,7 @@ class _Server:
         sockets: _Sockets,
         admin_token: Secret,
         stopping: trio.Event,
+        fronts: trio.Nursery,
     ) -> None:
         self._config = config
         self._store = store
@@ -164,9 +174,176 @@ class _Server:
         self._keeper = keeper
         self._sockets = sockets
         self._admin_token = admin_token
-        self._stopping = stopping
+        self._context = server_context()
+        choose_certificate(self._context, keeper.choose)
         limits = config.limits
-        self._tcp = TcpEdge(pump, config.server.host, ...)
-        self.registry = Registry(self._tcp, limits.tcp_port_range, trio.current_time)
+        self._edge_limits = EdgeLimits(
+            requests_per_second_per_source=limits.ip_rate_limit_rps, body_max_bytes=limits.request_body_max_bytes
+        )
+        self._parking = ParkingLimits(wait_seconds=config.tunnels.wait_seconds)
+        policies = PolicySettings(limits.rate_limit_rps, limits.max_connections_per_tunnel)
+        self._tcp = TcpEdge(pump, config.server.host, limits=self._edge_limits, parking=self._parking)
+        self.registry = Registry(
+            self._tcp, limits.tcp_port_range, trio.current_time, new_gate=lambda: gate_for(policies)
+        )
         self.registry.places = Places(config.server.domain, _port(sockets.http), _port(sockets.https))
         pump.on_sweep(self.registry.sweep)
+        self.accounts = Accounts(store, admin_token, config.auth.require_auth)
+        self.sessions = Sessions(
+            self.registry,
+            self.accounts,
+            store.names,
+            store.tunnel_log,
+            reserved=config.names.reserved,
+            max_tunnels=limits.max_tunnels_per_session,
+            hold_seconds=config.tunnels.hold_seconds,
+            clock=trio.current_time,
+        )
+        self._door = Door(
+            pump,
+            self.sessions,
+            self.registry,
+            fronts,
+            region=config.region.id,
+            https=keeper.publicly_trusted,
+        )
+        app = build_app(
+            registry=self.registry,
+            sessions=self.sessions,
+            accounts=self.accounts,
+            tunnel_log=store.tunnel_log,
+            domain=config.server.domain,
+            dashboard_origin=config.server.dashboard_origin,
+            is_stopping=stopping.is_set,
+        )
+        self._api = ApiServer(app)
+        self._fronts_nursery = fronts
+
+    def chores(self) -> list[Callable[[], Awaitable[None]]]:
+        """What runs beside everything until the very end."""
+        return [self._store.tunnel_log.run, self.accounts.run, self._forget_names]
+
+    async def _forget_names(self) -> None:
+        days = timedelta(days=self._config.names.remember_days)
+        while True:
+            try:
+                await self._store.names.forget_unused(datetime.now(UTC) - days)
+            except StoreError as error:
+                log.warning("unused names could not be forgotten", error=str(error))
+            await trio.sleep(SWEEP_NAMES_SECONDS)
+
+    def fronts(self) -> list[Front]:
+        """The agents' port and the dashboard's."""
+        server = self._config.server
+        control = Front(self._pump, self._sockets.control, self._door.routes, context=self._context, name="control")
+        dashboard = Front(
+            self._pump,
+            self._sockets.dashboard,
+            (),
+            context=self._context if server.dashboard_tls else None,
+            name="dashboard",
+            otherwise=self._serve_api,
+        )
+        return [control, dashboard]
+
+    def _serve_api(self, connection: Connection, head: RequestHead, bytes_read: bytes) -> None:
+        stream = ConnectionStream(connection, put_back=bytes_read)
+        scheme = "https" if self._config.server.dashboard_tls else "http"
+        serve_connection = partial(
+            self._api.serve_connection, stream, scheme=scheme, peer=connection.peer, local=connection.local
+        )
+        self._fronts_nursery.start_soon(serve_connection)
+
+    def edges(self) -> list[_Edge]:
+        return [
+            self._http_edge("http", self._sockets.http, None),
+            self._http_edge("https", self._sockets.https, self._context),
+            self._tcp,
+        ]
+
+    def _http_edge(self, scheme: str, listeners: list[socket.socket], context: ssl.SSLContext | None) -> HttpEdge:
+        return HttpEdge(
+            self._pump,
+            self.registry,
+            listeners=listeners,
+            scheme=scheme,
+            context=context,
+            limits=self._edge_limits,
+            parking=self._parking,
+            take_control=self._door.take if context is not None else None,
+        )
+
+    def ready(self, folder: DataFolder) -> Ready:
+        server, keeper = self._config.server, self._keeper
+        host = "127.0.0.1" if server.dashboard_host in ("0.0.0.0", "::") else server.dashboard_host
+        shown = f"[{host}]" if ":" in host else host
+        scheme = "https" if server.dashboard_tls else "http"
+        return Ready(
+            domain=server.domain,
+            http_port=_port(self._sockets.http),
+            https_port=_port(self._sockets.https),
+            control_port=_port(self._sockets.control),
+            dashboard_url=f"{scheme}://{shown}:{_port(self._sockets.dashboard)}",
+            pin=keeper.pin,
+            publicly_trusted=keeper.publicly_trusted,
+            ca_path=keeper.ca_path,
+            admin_token=self._admin_token,
+            admin_token_file=None if self._config.auth.admin_token else folder.admin_token_file,
+        )
+
+
+def serve_command(config: Config, data: Path, *, executable: str) -> int:
+    """`rustunnel-py serve`: run until a signal, print what a person can act on; gives the exit code."""
+    logs.set_up(config.logging)
+    os.umask(0o077)
+    return trio.run(_serve_until_signal, config, DataFolder(data), executable)
+
+
+async def _serve_until_signal(config: Config, folder: DataFolder, executable: str) -> int:
+    stopping, ended = trio.Event(), trio.Event()
+
+    async def run(*, task_status: trio.TaskStatus[Ready]) -> None:
+        await serve(config, folder, stopping, task_status=task_status)
+        ended.set()
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_obey_signals, stopping, nursery.cancel_scope)
+        ready: Ready = await nursery.start(run)
+        for line in greeting(ready, executable, terminal=sys.stdout.isatty()):
+            print(line, flush=True)
+    return 0 if ended.is_set() else 1
+
+
+async def _obey_signals(stopping: trio.Event, scope: trio.CancelScope) -> None:
+    """The first signal drains, the second ends everything at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            if stopping.is_set():
+                log.warning("ending at once", signal=signal.Signals(number).name)
+                scope.cancel()
+                return
+            log.info("stopping", signal=signal.Signals(number).name)
+            stopping.set()
+
+
+def greeting(ready: Ready, executable: str, *, terminal: bool) -> list[str]:
+    """The lines that `serve` prints: where it listens, and what to type in another shell.
+
+    The admin token itself is shown on a terminal only.
+    """
+    login = f"{executable} login {ready.domain}:{ready.control_port}"
+    if not ready.publicly_trusted:
+        login += f" --pin {ready.pin}"
+    if ready.admin_token_file is not None:
+        login += f" < {shlex.quote(str(ready.admin_token_file))}"
+    token = ready.admin_token.reveal() if terminal else ready.admin_token_file or "as configured (auth.admin_token)"
+    lines = [
+        f"tunnels    http://NAME.{ready.domain}:{ready.http_port}  https://NAME.{ready.domain}:{ready.https_port}",
+        f"agents     {ready.domain}:{ready.control_port}",
+        f"API        {ready.dashboard_url}/api/status",
+        f"admin token  {token}",
+    ]
+    if ready.ca_path is not None:
+        lines.append(f"authority  {ready.ca_path}")
+    return [*lines, "In another shell:", f"  {login} && {executable} http 3000"]

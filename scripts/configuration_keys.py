@@ -25,7 +25,8 @@ def tables() -> str:
     for field in msgspec.structs.fields(Config):
         doc = (type(field.default).__doc__ or "").strip()
         rows = "".join(_row(key) for key in known if key.table == field.name)
-        sections.append(f"### [{field.name}]\n\n{doc}\n\n| key | default | allowed | meaning |\n|---|---|---|---|\n{rows}")
+        head = "| key | default | allowed | meaning |\n|---|---|---|---|\n"
+        sections.append(f"### [{field.name}]\n\n{doc}\n\n{head}{rows}")
     later = "".join(f"| `{key}` | {feature} |\n" for key, feature in LATER.items())
     sections.append(
         "### Not yet\n\nRefused unless the value asks for nothing (`false`, `0`, empty, `[0, 0]`).\n\n"

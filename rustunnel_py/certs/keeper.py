@@ -21,18 +21,26 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from rustunnel_py.certs.authority import LEAF_LIFE, RENEW_BEFORE, Authority
 from rustunnel_py.errors import ConfigError, Unavailable
 from rustunnel_py.model.names import judge_label
+from rustunnel_py.transport.tls import server_context
 from rustunnel_py.wire.pin import pin_of_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rustunnel_py.config import TlsConfig
+    from rustunnel_py.config import Config, TlsConfig
 
 _KEPT = 256  # contexts of some 50 KiB each; a visitor can ask for any name, so they must have a bound
 
 
 def _utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
+
+
+def check_pair(tls: TlsConfig, domain: str, *, now: datetime.datetime | None = None) -> None:
+    """Whether the configured pair can be used, where there is one. ConfigError: why not."""
+    if tls.cert_path is not None and tls.key_path is not None:
+        bare = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        _Configured(Path(tls.cert_path), Path(tls.key_path), domain, lambda: bare, now or _utc_now())
 
 
 class _Source(Protocol):
@@ -48,8 +56,13 @@ class _Source(Protocol):
 class Keeper:
     """The certificates of all TLS listeners. ConfigError: what is configured cannot be used.
 
-    `new_context` makes a server context without a certificate; `folder` is the data folder.
+    A listener's context asks `choose` at every handshake: `choose_certificate(server_context(), keeper.choose)`.
+    `folder` is the data folder; `new_context` makes a server context without a certificate.
     """
+
+    @classmethod
+    def from_config(cls, config: Config, folder: Path) -> Keeper:
+        return cls(config.tls, config.server.domain, folder)
 
     def __init__(
         self,
@@ -57,7 +70,7 @@ class Keeper:
         domain: str,
         folder: Path,
         *,
-        new_context: Callable[[], ssl.SSLContext],
+        new_context: Callable[[], ssl.SSLContext] = server_context,
         now: Callable[[], datetime.datetime] = _utc_now,
     ) -> None:
         self._load: Callable[[], _Source]

@@ -10,7 +10,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from rustunnel_py.errors import ConfigError
 from rustunnel_py.model.access import Secret
@@ -52,6 +52,7 @@ class SystemTrust:
     """The authorities that this system trusts."""
 
 
+ProxyVersion: TypeAlias = Literal[0, 1, 2]
 Trust: TypeAlias = Pin | CaFile | SystemTrust
 
 
@@ -92,7 +93,7 @@ class HttpTunnel:
     host_header: str | None = None
     local_insecure: bool = False
     take_over: bool = False
-    proxy_protocol: int = 0
+    proxy_protocol: ProxyVersion = 0
 
     @property
     def sent_host(self) -> str | None:
@@ -110,7 +111,7 @@ class TcpTunnel:
     local: LocalAddress
     port: int | None = None
     take_over: bool = False
-    proxy_protocol: int = 0
+    proxy_protocol: ProxyVersion = 0
 
 
 Tunnel: TypeAlias = HttpTunnel | TcpTunnel

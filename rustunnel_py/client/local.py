@@ -225,9 +225,7 @@ class Dial:
                     made: Connection = connect_tcp(service.pump, family, sockaddr, self, connected=self._connected)
                 else:
                     host = service.local.host
-                    made = connect_tls(
-                        service.pump, family, sockaddr, context, host, self, connected=self._connected
-                    )
+                    made = connect_tls(service.pump, family, sockaddr, context, host, self, connected=self._connected)
             except OSError as error:  # no descriptor, no such family, no route
                 self._why = reason(error)
                 continue
@@ -403,7 +401,9 @@ class Serving:
         self._off = pump.on_sweep(self.sweep)
 
     def __repr__(self) -> str:
-        return f"<serving {len(self._tunnels)} tunnels: {len(self._incoming)} streams, {len(self._announced)} announced>"
+        return (
+            f"<serving {len(self._tunnels)} tunnels: {len(self._incoming)} streams, {len(self._announced)} announced>"
+        )
 
     def close(self) -> None:
         self._off()
@@ -413,6 +413,12 @@ class Serving:
 
     def add(self, served: Served) -> None:
         self._tunnels[served.tunnel_id] = served
+
+    def tunnel_ids(self) -> list[str]:
+        return list(self._tunnels)
+
+    def crashed(self, error: Exception) -> None:
+        """A call from a task failed; counted by the pump, and no stream hangs on it."""
 
     def announce(self, conn_id: bytes, kind: str, tunnel_id: str | None, visitor: str) -> None:
         """`new_connection`. `kind` is its protocol, `tunnel_id` None from a stock server."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rustunnel_py.client.agent import try_token
+import trio
+
+from rustunnel_py.client.agent import look_at, try_token
 from rustunnel_py.client.config import CaFile, Login, Pin, ServerAddress, SystemTrust, Trust
 from rustunnel_py.client.failure import Untrusted
 from rustunnel_py.client.sources import write_login
@@ -49,7 +51,31 @@ async def find_trust(
                 f"rustunnel-py login {server} --pin {shown}",
                 shown,
             ) from untrusted
-        if not confirm(question):
+        if not await trio.to_thread.run_sync(confirm, question, abandon_on_cancel=True):
             raise Untrusted(f"the key of {server} was not trusted; nothing was sent", shown) from untrusted
         return Pin(shown)
     return SystemTrust()
+
+
+async def login(
+    server: ServerAddress,
+    token: Secret,
+    path: Path,
+    *,
+    pin: Pin | None = None,
+    ca: CaFile | None = None,
+    confirm: Callable[[str], bool] | None = None,
+    machine: str | None = None,
+) -> Login:
+    """Recognise the server, show it the token, and keep both in the file `path` (0600, replaced in one step).
+
+    `confirm` asks a person a yes-or-no question (None: nobody is there); it may block. Raises Untrusted,
+    TokenRefused, Unreachable, or ConfigError where the file cannot be written.
+    """
+    made = Login(server, token, await find_trust(server, pin=pin, ca=ca, confirm=confirm))
+    await try_token(made, machine=machine)
+    try:
+        write_login(path, made)
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be written: {error.strerror or error}") from error
+    return made

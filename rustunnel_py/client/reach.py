@@ -35,7 +35,8 @@ T = TypeVar("T")
 class Reach:
     """How one server is reached and recognised."""
 
-    def __init__(self, pump: Pump, resolver: Resolver, server: ServerAddress, trust: Trust) -> None:
+    def __init__(self, pump: Pump, resolver: Resolver, server: ServerAddress, trust: Trust | None) -> None:
+        """`trust` None takes whoever answers: only for looking at the pin, before anything is said."""
         self.server = server
         self._pump = pump
         self._resolver = resolver
@@ -85,9 +86,9 @@ def interleave(addresses: list[SockAddr]) -> list[SockAddr]:
     return mixed[:ADDRESSES_MAX]
 
 
-def _context(trust: Trust) -> ssl.SSLContext:
+def _context(trust: Trust | None) -> ssl.SSLContext:
     match trust:
-        case Pin():
+        case Pin() | None:
             # The pin, compared right after the handshake, takes the chain's place.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
@@ -112,7 +113,7 @@ class _Race(Generic[T]):
         pump: Pump,
         context: ssl.SSLContext,
         server: ServerAddress,
-        trust: Trust,
+        trust: Trust | None,
         take: Callable[[TlsConnection], T],
     ) -> None:
         self.won: tuple[T] | None = None
@@ -189,7 +190,7 @@ class _Race(Generic[T]):
 
 def pin_of(connection: TlsConnection) -> str | None:
     """The pin of the key that the other end proved to have."""
-    certificate = connection.peer_certificate()
+    certificate = connection.ssl_object.getpeercert(True)
     try:
         return None if certificate is None else pin_of_certificate(certificate)
     except ValueError:

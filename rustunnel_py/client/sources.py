@@ -20,7 +20,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import tomli
@@ -191,7 +191,7 @@ class _HttpTable(msgspec.Struct):
     host_header: str | None = None
     local_insecure: bool = False
     take_over: bool = False
-    proxy_protocol: int = 0
+    proxy_protocol: Literal[0, 1, 2] = 0
 
 
 class _TcpTable(msgspec.Struct):
@@ -199,7 +199,7 @@ class _TcpTable(msgspec.Struct):
     local: str | int
     port: int | None = None
     take_over: bool = False
-    proxy_protocol: int = 0
+    proxy_protocol: Literal[0, 1, 2] = 0
 
 
 _TOP = ("server", "pin", "ca", "token_file", "websocket", "tunnels")

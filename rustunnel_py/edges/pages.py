@@ -13,14 +13,15 @@ import html
 import json
 import math
 from dataclasses import dataclass
-from datetime import datetime
 from email.utils import format_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rustunnel_py.errors import HopError, HttpError
-    from rustunnel_py.wire.http1 import Headers
+    from rustunnel_py.wire.http1 import Headers, RequestHead
 
 _ACCEPT_MAX = 1024  # browsers send some 130 bytes; a longer value is not worth the time
 
@@ -31,7 +32,9 @@ _STYLE = (
     "@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}dl{color:#aaa}}"
 )
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_POLICY = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_POLICY = (
+    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 # What a person can do, by code; the status decides for the rest.
 _ADVICE = {
@@ -122,6 +125,13 @@ def front_page(accept: bytes) -> Page:
         return Page(200, _common_lines(b"text/plain; charset=utf-8"), b"This is a tunnel server.\n")
     body = _document("Tunnel server", "<h1>This is a tunnel server.</h1><p>Each tunnel has an address of its own.</p>")
     return Page(200, _common_lines(b"text/html; charset=utf-8"), body)
+
+
+def redirect_page(head: RequestHead, port: int) -> Page:
+    """To the same target on https://; 308, so that a POST stays one."""
+    host = head.block.host.encode("ascii") + (b"" if port == 443 else b":%d" % port)
+    path = b"/" if head.target == b"*" else head.target
+    return Page(308, b"Location: https://%b%b\r\n" % (host, path), b"")
 
 
 def own_reply(status: int, headers: Headers, body: bytes) -> Page:

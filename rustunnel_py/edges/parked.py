@@ -2,12 +2,11 @@
 
 A parked visitor is a trio task with a cancel scope. The visitor cancels it when its connection is lost; else
 the task touches the visitor through `pump.call` with what it waited for, and the visitor takes its request up again.
-What a parked visitor sent meanwhile lies in its connection's unpaid input, so the bound on their number is one on bytes, too.
+What a parked visitor sent meanwhile is its connection's unpaid input, so the bound on their number bounds bytes, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +16,8 @@ from rustunnel_py.errors import Hop, HopError
 from rustunnel_py.hub.gate import Answer
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from rustunnel_py.hub.gate import Verdict
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import Tunnel
@@ -32,7 +33,7 @@ Outcome = TypeVar("Outcome")
 
 @dataclass(frozen=True, slots=True)
 class ParkingLimits:
-    """`wait_seconds` 0: nobody waits for a link. The numbers bound the memory: each holds at most one receive window."""
+    """`wait_seconds` 0: nobody waits for a link. The numbers bound the memory: each holds at most one read-ahead."""
 
     wait_seconds: float = 10.0
     per_tunnel: int = 256

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
 
-from rustunnel_py.errors import HopError
-
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from rustunnel_py.errors import HopError
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import Tunnel
     from rustunnel_py.model.visit import LocalTarget, Visit

@@ -97,11 +97,20 @@ class Tunnel:
 class Registry:
     """Every address that somebody owns now."""
 
-    def __init__(self, ports: Ports, tcp_port_range: tuple[int, int], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        ports: Ports,
+        tcp_port_range: tuple[int, int],
+        clock: Callable[[], float],
+        *,
+        new_gate: Callable[[], Gate | None] = lambda: None,
+    ) -> None:
+        """`tcp_port_range` is inclusive, (0, 0) turns TCP tunnels off; `new_gate` makes a new tunnel's gate."""
         self.places = Places("localhost", 80, 443)
         self._ports = ports
         self._tcp_range = tcp_port_range
         self._clock = clock
+        self._new_gate = new_gate
         self._by_address: dict[Address, Tunnel] = {}
         self._by_host: dict[str, Tunnel] = {}  # the HttpHost half again, keyed by text: one look-up a request
         self._by_id: dict[str, Tunnel] = {}
@@ -144,6 +153,7 @@ class Registry:
         if tunnel_id is None or tunnel_id in self._by_id:
             tunnel_id = str(uuid.uuid4())
         tunnel = Tunnel(tunnel_id, owner, address, protocol, self._clock())
+        tunnel.gate = self._new_gate()
         if isinstance(address, TcpPort):
             try:
                 self._ports.open(tunnel, address.port)
@@ -161,6 +171,8 @@ class Registry:
         Raises Unavailable("exhausted").
         """
         low, high = self._tcp_range
+        if high == 0:
+            raise Unavailable("unsupported", "TCP tunnels are turned off on this server (limits.tcp_port_range)")
         count = high - low + 1
         start = secrets.randbelow(count)
         for offset in range(count):
@@ -174,7 +186,7 @@ class Registry:
         raise Unavailable("exhausted", f"all TCP ports from {low} to {high} are in use")
 
     def in_tcp_range(self, port: int) -> bool:
-        return self._tcp_range[0] <= port <= self._tcp_range[1]
+        return 0 < self._tcp_range[0] <= port <= self._tcp_range[1]
 
     def serve(self, tunnel: Tunnel, session: Session, link: Link, client_addr: Peer) -> None:
         """`session` serves the tunnel from now on, with `link`."""

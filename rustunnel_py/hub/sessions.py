@@ -161,6 +161,7 @@ class Sessions:
             raise Unavailable(
                 "limit", f"a session may have {self._max_tunnels} tunnels (limits.max_tunnels_per_session)"
             )
+        wished: Address | None
         match wish.protocol:
             case Protocol.HTTP | Protocol.HTTPS:
                 wished = None if wish.subdomain is None else self._judged_host(session.caller, wish.subdomain)

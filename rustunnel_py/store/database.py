@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+import threading
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 import aiosqlite
@@ -39,8 +37,9 @@ from rustunnel_py.store.tokens import Tokens
 from rustunnel_py.store.tunnel_log import TunnelLog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
     from datetime import datetime
+    from pathlib import Path
 
 T = TypeVar("T")
 Row: TypeAlias = tuple[Any, ...]
@@ -51,7 +50,6 @@ BUSY_SECONDS = 5.0  # how long another process (a backup, an sqlite3 shell) may 
 READ_SECONDS = 10.0  # no answer is worth a longer read; nobody waits for it any more
 WAITING_MAX = 1000  # transactions queued at one connection; past that the disk has stopped, and saying so is better
 CHECKED_BYTES_MAX = 256 * 2**20  # a larger file is not read through at start: it would cost seconds
-FLUSH_SECONDS = 5.0  # at the end, for what the batches still hold
 JOURNAL_BYTES_MAX = 64 * 2**20  # the WAL is cut back to this after a checkpoint
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -75,11 +73,8 @@ async def open_store(main: Path, captured: Path, *, now: Callable[[], datetime] 
     Raises StoreBroken for a main file that cannot be used and StoreError for one that cannot be had; both
     say in one line what to do. A damaged captured file is set aside, loudly, and begun anew.
     """
-    plans = (
-        _Plan(main, "main", "FULL", "tokens and remembered names"),
-        _Plan(captured, "captured", "NORMAL", None),
-    )
-    async with _open_databases(plans) as (main_database, captured_database):
+    plans = (_Plan(main, "main", "FULL", precious=True), _Plan(captured, "captured", "NORMAL", precious=False))
+    async with _open_databases(*plans) as (main_database, captured_database):
         users = Users(main_database, now)
         store = Store(
             tokens=Tokens(main_database),
@@ -94,9 +89,8 @@ async def open_store(main: Path, captured: Path, *, now: Callable[[], datetime] 
         try:
             yield store
         finally:
-            with trio.move_on_after(FLUSH_SECONDS, shield=True):
-                await store.tunnel_log.flush()
-                await store.tokens.flush()
+            await store.tunnel_log.flush()  # both are shielded
+            await store.tokens.flush()
 
 
 class Transaction:
@@ -235,9 +229,10 @@ class _Lane:
 
     async def _patiently(self, job: _Job[T]) -> T:
         """Until it is done, or too long, or its caller left."""
-        self._hurry = asyncio.get_running_loop().create_future()
         task = asyncio.ensure_future(self._transact(job))
-        await asyncio.wait({task, self._hurry}, timeout=READ_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        self._hurry = asyncio.get_running_loop().create_future()
+        awaited: set[asyncio.Future[Any]] = {task, self._hurry}
+        await asyncio.wait(awaited, timeout=READ_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         while not task.done():
             await self._connection.interrupt()  # stops the statement that runs, not the function
             await asyncio.wait({task}, timeout=0.05)
@@ -269,88 +264,196 @@ def _told(error: sqlite3.Error) -> StoreError:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A file to open. `precious` says what is lost with it; None: it is set aside when damaged."""
+    """A file to open. One that is not precious is set aside when it is damaged."""
 
     path: Path
     migrations: str
     synchronous: Literal["FULL", "NORMAL"]
-    precious: str | None
+    precious: bool
 
 
-class _Opening:
-    """What the thread tells trio while it starts, and how trio tells it to stop."""
+@asynccontextmanager
+async def _open_databases(*plans: _Plan) -> AsyncIterator[list[Database]]:
+    thread = _Thread(plans)
+    thread.start()
+    try:
+        yield await thread.ready()
+    finally:
+        thread.stop()
+        with trio.CancelScope(shield=True):
+            await thread.join()
+
+
+class _Thread:
+    """The thread with its loop: how trio starts it, hears that it is ready, and stops it."""
 
     def __init__(self, plans: Sequence[_Plan]) -> None:
-        self.plans = plans
-        self.databases: list[Database] = []
-        self.error: StoreError | None = None
+        self._plans = plans
+        self._databases: list[Database] = []
+        self._error: BaseException | None = None
         self._token = trio.lowlevel.current_trio_token()
         self._ready = trio.Event()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop: asyncio.Event | None = None
+        self._over = trio.Event()
+        self._stopping = False
+        self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._thread = threading.Thread(target=self._run, name="store")
+
+    def start(self) -> None:
+        self._thread.start()
 
     async def ready(self) -> list[Database]:
         await self._ready.wait()
-        if self.error is not None:
-            raise self.error
-        return self.databases
+        if self._error is not None:
+            raise self._error
+        return self._databases
 
     def stop(self) -> None:
-        if self._loop is not None and self._stop is not None:
+        """At any time, also while it is starting; `_serve` looks after it has made its event."""
+        self._stopping = True
+        if self._stop is not None:
+            loop, stop = self._stop
             try:
-                self._loop.call_soon_threadsafe(self._stop.set)
+                loop.call_soon_threadsafe(stop.set)
             except RuntimeError:
-                pass  # it failed to start, and is over
+                pass  # it failed to start and is over
 
-    def run(self) -> None:
-        """The thread's whole life."""
+    async def join(self) -> None:
+        await self._over.wait()
+        self._thread.join()  # no wait: that event was the last thing it did
+
+    def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except StoreError as error:
-            self.error = error
+        except BaseException as error:
+            self._error = error
         finally:
             self._token.run_sync_soon(self._ready.set)
+            self._token.run_sync_soon(self._over.set)
 
     async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        self._stop = (loop, stop)
+        if self._stopping:
+            return
         async with AsyncExitStack() as stack:
             lanes: list[_Lane] = []
-            for plan in self.plans:
+            for plan in self._plans:
                 stack.enter_context(files.locked(plan.path))
-                writer, reader = [_Lane(connection, kind) for connection, kind in await _open(stack, plan)]
-                lanes += [writer, reader]
-                self.databases.append(Database(self._loop, writer, reader))
+                writing, reading = await _open(stack, plan)
+                writer, reader = _Lane(writing, "write"), _Lane(reading, "read")
+                lanes += writer, reader
+                self._databases.append(Database(loop, writer, reader))
             running = [asyncio.ensure_future(lane.run()) for lane in lanes]
             self._token.run_sync_soon(self._ready.set)
-            await self._stop.wait()
+            await stop.wait()
             for lane in lanes:
                 lane.close()
             await asyncio.gather(*running)
 
 
-@asynccontextmanager
-async def _open_databases(plans: Sequence[_Plan]) -> AsyncIterator[list[Database]]:
-    opening = _Opening(plans)
-    finished = trio.Event()
-    failure: list[BaseException] = []
-
-    async def thread() -> None:
-        try:
-            # not abandoned on cancellation: this is where the thread is joined
-            await trio.to_thread.run_sync(opening.run, limiter=trio.CapacityLimiter(1))
-        except Exception as error:
-            failure.append(error)
+async def _open(stack: AsyncExitStack, plan: _Plan) -> tuple[aiosqlite.Connection, aiosqlite.Connection]:
+    """The writing and the reading connection of a file that is made, checked and migrated as needed."""
+    try:
+        return await _open_once(stack, plan)
+    except files.Damaged as error:
+        if plan.precious:
             raise
-        finally:
-            opening.stop()
-            finished.set()
+        aside = files.set_aside(plan.path, utc_now())
+        log.error("a database file was damaged and is begun anew", reason=str(error), kept_as=str(aside))
+        return await _open_once(stack, plan)
 
-    async with _quiet_nursery() as nursery:
-        nursery.start_soon(thread)
-        try:
-            yield await opening.ready()
-        finally:
-            opening.stop()
-            with trio.CancelScope(shield=True):
-                await finished.wait()
+
+async def _open_once(stack: AsyncExitStack, plan: _Plan) -> tuple[aiosqlite.Connection, aiosqlite.Connection]:
+    scripts = _scripts(plan.migrations)
+    if not files.judge(plan.path):
+        await _make(plan.path, scripts)
+    async with AsyncExitStack() as opened:
+        with _translated(plan.path):
+            writing = await _connect(opened, plan.path, plan.synchronous)
+            await _check(writing, plan.path)
+            await _migrate(writing, plan.path, scripts)
+            if await _pragma(writing, "journal_mode = WAL") != "wal":
+                raise StoreError(f"{plan.path} is where SQLite cannot keep a WAL; put it on a local disk")
+            await writing.execute(f"PRAGMA journal_size_limit = {JOURNAL_BYTES_MAX}")
+            reading = await _connect(opened, plan.path, plan.synchronous)
+            await reading.execute("PRAGMA query_only = ON")
+        await stack.enter_async_context(opened.pop_all())
+    return writing, reading
+
+
+async def _make(path: Path, scripts: Sequence[str]) -> None:
+    """A new file gets its name when it is complete: a start that was killed leaves no half of one."""
+    made = files.beside(path, ".new")
+    files.remove(made)
+    files.create_private(made)
+    async with AsyncExitStack() as opened:
+        with _translated(made):
+            connection = await _connect(opened, made, "FULL")
+            await _migrate(connection, made, scripts)
+    files.put_in_place(made, path)
+
+
+async def _connect(stack: AsyncExitStack, path: Path, synchronous: str) -> aiosqlite.Connection:
+    connection = await stack.enter_async_context(aiosqlite.connect(path, isolation_level=None, timeout=BUSY_SECONDS))
+    await connection.execute("PRAGMA foreign_keys = ON")
+    await connection.execute("PRAGMA trusted_schema = OFF")
+    await connection.execute(f"PRAGMA synchronous = {synchronous}")
+    return connection
+
+
+async def _check(connection: aiosqlite.Connection, path: Path) -> None:
+    """That it is ours, and whole as far as that can be seen in a moment."""
+    application_id = await _pragma(connection, "application_id")
+    if application_id != APPLICATION_ID:
+        raise StoreBroken(f"{path} is a database of another program; set another path, or move it away")
+    if files.size(path) <= CHECKED_BYTES_MAX:
+        verdict = await _pragma(connection, "quick_check(1)")
+        if verdict != "ok":
+            raise _damaged(path, str(verdict))
+
+
+def _scripts(folder: str) -> list[str]:
+    """The migrations of a file in order; the position of a script is the schema version that it leads to."""
+    entries = (resources.files(__package__) / "migrations" / folder).iterdir()
+    scripts = sorted((entry for entry in entries if entry.name.endswith(".sql")), key=lambda entry: entry.name)
+    return [script.read_text("utf-8") for script in scripts]
+
+
+async def _migrate(connection: aiosqlite.Connection, path: Path, scripts: Sequence[str]) -> None:
+    version = cast("int", await _pragma(connection, "user_version"))
+    if version > len(scripts):
+        raise StoreBroken(
+            f"{path} was written by a newer version of this program (schema {version}, this one knows "
+            f"{len(scripts)}); start that version"
+        )
+    for number, script in enumerate(scripts[version:], version + 1):
+        await connection.executescript(
+            f"BEGIN IMMEDIATE;\n{script}\n;PRAGMA application_id = {APPLICATION_ID};\n"
+            f"PRAGMA user_version = {number};\nCOMMIT;"
+        )
+
+
+async def _pragma(connection: aiosqlite.Connection, text: str) -> object:
+    async with connection.execute(f"PRAGMA {text}") as cursor:
+        row = await cursor.fetchone()
+    return None if row is None else row[0]
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """SQLite's errors while a file is opened, in words an operator can act on."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise _damaged(path, str(error)) from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreError(f"{path} is held by another program; stop that and start again") from error
+        raise StoreError(f"{path} cannot be opened: {error}") from error
+
+
+def _damaged(path: Path, reason: str) -> files.Damaged:
+    first_line = reason.splitlines()[-1] if reason else "no reason given"
+    return files.Damaged(f"{path} is damaged ({first_line}); restore it from a backup, or move it away to begin anew")

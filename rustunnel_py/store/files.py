@@ -9,18 +9,26 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from rustunnel_py.errors import StoreBroken, StoreError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+    from pathlib import Path
+
+PAGE_MIN = 512  # SQLite's smallest page; it takes a shorter file for an empty one and begins anew
 PRIVATE = 0o600  # tokens are hashed, but names, addresses and captures are nobody else's business
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Damaged(StoreBroken):
+    """Ours, and its content is broken: what may be set aside where its loss can be borne."""
 
 
 @contextmanager
@@ -33,7 +41,9 @@ def locked(path: Path) -> Iterator[None]:
     try:
         lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, PRIVATE)
     except OSError as error:
-        raise StoreError(f"{lock_path} cannot be opened: {error.strerror}; is its folder there and writable?") from error
+        raise StoreError(
+            f"{lock_path} cannot be opened: {error.strerror}; is its folder there and writable?"
+        ) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,7 +61,7 @@ def judge(path: Path) -> bool:
     except FileNotFoundError:
         journal = beside(path, "-wal")
         if journal.exists():
-            raise StoreBroken(
+            raise Damaged(
                 f"{path} is missing but {journal.name} is there; restore the file, or move {journal.name} away "
                 "to begin anew"
             ) from None
@@ -60,8 +70,8 @@ def judge(path: Path) -> bool:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(found.st_mode):
         raise StoreBroken(f"{path} is {_kind(found.st_mode)}, not a database file; name the file itself")
-    if found.st_size == 0:
-        raise StoreBroken(f"{path} is empty, so it was cut off; restore it from a backup, or move it away to begin anew")
+    if found.st_size < PAGE_MIN:
+        raise Damaged(f"{path} is cut off; restore it from a backup, or move it away to begin anew")
     _make_private(path, found)
     return True
 
@@ -128,6 +138,10 @@ def set_aside(path: Path, now: datetime) -> Path:
     except OSError as error:
         raise StoreError(f"{path} is damaged and cannot be moved away: {error.strerror}") from error
     return aside
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def beside(path: Path, suffix: str) -> Path:

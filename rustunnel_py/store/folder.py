@@ -1,11 +1,11 @@
 """The data folder: what a server keeps between two runs, for its own user's eyes only.
 
-    DATA/            0700
-      admin-token    0600, made at the first start unless auth.admin_token is set
-      address        0600, JSON: where the running server's API answers; gone when it has stopped
-      lock           held while a server, or a command that opens the database itself, runs
-      ca.pem, …      see certs/authority.py
-      main.db, captured.db
+DATA/            0700
+  admin-token    0600, made at the first start unless auth.admin_token is set
+  address        0600, JSON: where the running server's API answers; gone when it has stopped
+  lock           held while a server, or a command that opens the database itself, runs
+  ca.pem, …      see certs/authority.py
+  main.db, captured.db
 """
 
 from __future__ import annotations

@@ -7,12 +7,16 @@ import ipaddress
 import math
 import socket
 import sys
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rustunnel_py.errors import PortInUse
-from rustunnel_py.model.tunnel import Peer
 from rustunnel_py.transport.pump import EPOLLIN, Pump
 from rustunnel_py.transport.tcp import peer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rustunnel_py.model.tunnel import Peer
 
 # Connections that wait in the kernel; it cuts this to net.core.somaxconn. A reload of a page with many assets by
 # many visitors at once must not see a refusal.

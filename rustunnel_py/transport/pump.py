@@ -14,16 +14,16 @@ whose behalf the callback ran (`wire/sink.py`, rule 6).
 
 from __future__ import annotations
 
-import math
 import select
-import socket
-from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import trio
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Callable, Iterable
+
     from rustunnel_py.wire.sink import Crashable
 
 # The values of select.EPOLL* on Linux, by which both pumps speak to handlers: the names are missing elsewhere.
@@ -349,9 +349,9 @@ class EpollPump(_Pump):
         try:
             self.passes += 1
             self.now = trio.current_time()
-            again = self._again
-            if again:
-                self._again = {}
+            again: dict[Handler, int] | None = None
+            if self._again:
+                again, self._again = self._again, {}
             fresh = self._fresh
             if fresh:
                 fresh.clear()

@@ -21,7 +21,7 @@ import math
 import os
 import socket
 import struct
-from collections.abc import Callable
+import sys
 from typing import TYPE_CHECKING
 
 from rustunnel_py.errors import Crash, Expired, LinkLost, Refused, Reset
@@ -30,13 +30,26 @@ from rustunnel_py.transport.pump import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, E
 from rustunnel_py.wire.sink import SILENT, Buffer, Sink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rustunnel_py.transport.pump import Pump
 
-try:
+if sys.platform == "win32":
+
+    def _kernel_holds(sock: socket.socket) -> int:
+        return 0
+
+else:
     import fcntl
     import termios
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+
+    def _kernel_holds(sock: socket.socket) -> int:
+        """Bytes that the kernel has not yet sent, or that the peer has not yet acknowledged."""
+        try:
+            return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
+        except OSError:
+            return 0
+
 
 # Output beyond this makes `send` return False; below LOW_WATER the sink hears `room`. Enough for what a fast
 # path carries in one round trip, little enough for thousands of slow visitors.
@@ -57,6 +70,8 @@ STALL_SECONDS = 600.0
 
 # Absent outside Linux; the value is the kernel's.
 TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
+
+_GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 
 _ENDING = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 _READABLE = EPOLLIN | _ENDING
@@ -226,9 +241,10 @@ class SocketConnection:
         return (self._phase is _OPEN or self._phase is _CONNECTING) and self._end is None
 
     def expired(self) -> None:
-        now = self.pump.now
-        if self._phase is _OPEN or self._phase is _CONNECTING:
-            if self._stall <= now:
+        if self._phase is _CONNECTING and self._end is not None:
+            self._finish()
+        elif self._phase is _OPEN or self._phase is _CONNECTING:
+            if self._stall <= self.pump.now:
                 self._lose(Expired(f"the peer took no data for {STALL_SECONDS:.0f} s"))
                 return
             self._due = math.inf
@@ -277,22 +293,31 @@ class SocketConnection:
     def _write_direct(self, data: Buffer) -> None:
         """Send `data` behind what is buffered without copying it first; what the kernel does not take is buffered."""
         out = self._out
-        if out:
-            self._write()
-            if out or self._send_error is not None:
-                out += data
-                return
         try:
-            taken = self._send(data)
+            if not out:
+                taken = self._send(data)
+            elif _GATHERS:
+                taken = self.sock.sendmsg((out, data))
+            else:
+                out += data
+                self._write()
+                return
         except (BlockingIOError, InterruptedError):
             taken = 0
         except OSError as error:
             self._send_failed(error)
             return
-        if taken == len(data):
+        ahead = len(out)
+        if taken == ahead + len(data):
+            out.clear()
             return
-        with memoryview(data) as view:
-            out += view[taken:]
+        if taken < ahead:
+            del out[:taken]
+            out += data
+        else:
+            out.clear()
+            with memoryview(data) as view:
+                out += view[taken - ahead :]
         self._blocked = True
         self._stall = self.pump.now + STALL_SECONDS
         self.pump.flush_soon(self)
@@ -363,6 +388,14 @@ class SocketConnection:
     def _read(self) -> None:
         raise NotImplementedError
 
+    def _acknowledge(self) -> None:
+        if TCP_QUICKACK is None:
+            return
+        try:
+            self.sock.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
+        except OSError:
+            pass
+
     def _fin_came(self) -> None:
         """The peer ended its direction."""
         if self._send_error is not None:
@@ -409,22 +442,22 @@ class SocketConnection:
                 self._refuse(errno.ECONNREFUSED)
             return  # without reason: still connecting
         self._phase = _OPEN if self._end is None else _CLOSING
-        if self._phase is _CLOSING:
-            self._give_up = self.pump.now + CLOSE_SECONDS
-        connected, self._connected = self._connected, None
         self._begin()
+        connected, self._connected = self._connected, None
         if connected is not None and self._end is None:
             connected()
-        if self._phase is not _GONE:
+        if not self.is_gone:
             self.pump.flush_soon(self)
-        if self._phase is _OPEN and flags & _READABLE:
             self.pump.again(self, flags & _READABLE)
 
     def _begin(self) -> None:
         """The socket is connected."""
 
     def _refuse(self, code: int) -> None:
-        self._lose(Refused(os.strerror(code)))
+        if self._phase is not _GONE:
+            refused = Refused(os.strerror(code))
+            refused.__cause__ = OSError(code, os.strerror(code))
+            self._lose(refused)
 
     # ends
 
@@ -454,6 +487,7 @@ class SocketConnection:
             self._give_up = self.pump.now + CLOSE_SECONDS
         else:  # still connecting: what was sent meanwhile goes out first
             self._give_up = self._due = min(self._due, self.pump.now + CLOSE_SECONDS)
+            self._connected = None
         self.pump.flush_soon(self)
 
     def _flushed(self) -> None:
@@ -488,18 +522,10 @@ class SocketConnection:
 
     def _try_cut(self) -> None:
         """RST as soon as the kernel has sent what it holds, since a RST throws that away."""
-        if self.pump.now >= self._stall or self._kernel_holds() == 0:
+        if self.pump.now >= self._stall or _kernel_holds(self.sock) == 0:
             self._finish(rst=True)
         else:
             self._give_up = self.pump.now + SWEEP_SECONDS
-
-    def _kernel_holds(self) -> int:
-        if fcntl is None:
-            return 0
-        try:
-            return int(struct.unpack("i", fcntl.ioctl(self.sock, termios.TIOCOUTQ, b"\0\0\0\0"))[0])
-        except OSError:
-            return 0
 
     def _lose(self, error: LinkLost) -> None:
         """End at once and tell the sink; only ever called by the pump."""
@@ -597,7 +623,7 @@ class TcpConnection(SocketConnection):
         if size == 0:
             self._fin_came()
             return
-        if self.quickack and TCP_QUICKACK is not None:
+        if self.quickack:
             self._acknowledge()
         self._uncredited += size
         self.sink.data(scratch[:size])
@@ -607,13 +633,6 @@ class TcpConnection(SocketConnection):
             self._paused = True
         elif size == SCRATCH_SIZE or self._ending:
             pump.again(self, EPOLLIN)
-
-    def _acknowledge(self) -> None:
-        assert TCP_QUICKACK is not None
-        try:
-            self.sock.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
-        except OSError:
-            pass
 
 
 def begin_connect(family: int, sockaddr: tuple[object, ...]) -> tuple[socket.socket, int]:
@@ -650,5 +669,5 @@ def connect_tcp(
         tell = connected
         connection._connected = lambda: tell(connection)
     if code:
-        pump.later(connection, lambda: connection.is_gone or connection._refuse(code))  # type: ignore[func-returns-value]
+        pump.later(connection, lambda: connection._refuse(code))
     return connection

@@ -16,6 +16,7 @@ from rustunnel_py.certs import keeper as keeping
 from rustunnel_py.certs.keeper import Keeper
 from rustunnel_py.config import TlsConfig
 from rustunnel_py.errors import ConfigError
+from rustunnel_py.transport.tls import choose_certificate, server_context
 from rustunnel_py.wire.pin import pin_of_certificate
 
 if TYPE_CHECKING:
@@ -202,3 +203,18 @@ def test_reload_keeps_the_old_pair_until_the_new_one_loads(tmp_path: Path) -> No
     pair(tmp_path, "a")
     keeper.reload()
     assert keeper.pin != pin
+
+
+def test_a_listener_without_a_certificate_shows_what_the_keeper_chooses(tmp_path: Path) -> None:
+    keeper = Keeper(TlsConfig(), "localhost", tmp_path)
+    context = server_context()
+    choose_certificate(context, keeper.choose)
+    assert names(context) == ["localhost", "127.0.0.1", "::1"]
+    assert pin_of_certificate(shown(context).public_bytes(Encoding.DER)) == keeper.pin
+
+
+def test_check_pair(tmp_path: Path) -> None:
+    keeping.check_pair(TlsConfig(), "t.example.com")
+    keeping.check_pair(pair(tmp_path, "a"), "a")
+    with pytest.raises(ConfigError, match="has expired"):
+        keeping.check_pair(pair(tmp_path, "b", start=NOW - 11 * DAY), "b")

@@ -102,7 +102,7 @@ def test_host_header_rewrite_is_the_local_address() -> None:
     [
         HttpTunnel(LocalAddress("a", 1), local_insecure=True),
         HttpTunnel(LocalAddress("a", 1, Scheme.HTTPS), proxy_protocol=2),
-        HttpTunnel(LocalAddress("a", 1), proxy_protocol=3),
+        HttpTunnel(LocalAddress("a", 1), proxy_protocol=3),  # type: ignore[arg-type]
         HttpTunnel(LocalAddress("a", 1), subdomain="a.b"),
     ],
 )

@@ -23,6 +23,7 @@ class RecordedFrame(msgspec.Struct, frozen=True):
     stream: int
     length: int
     payload_hex: str = ""
+    sha256: str = ""
 
     @property
     def kind(self) -> int:
@@ -90,3 +91,21 @@ def data_conversations(name: str) -> list[list[Line]]:
         if line.op == "binary" and line.socket.startswith("data"):
             conversations.setdefault((line.agent, line.conn), []).append(line)
     return list(conversations.values())
+
+
+def data_messages(conversation: list[Line]) -> list[tuple[Line, bytes]]:
+    """Each message of one data socket with its bytes, put together from the frames where the recorder clipped it:
+    headers are exact everywhere, and messages are cut where they were cut."""
+    streams = {
+        sender: b"".join(frame.encode() for line in conversation if line.sender == sender for frame in line.frames)
+        for sender in ("agent", "server")
+    }
+    at = {"agent": 0, "server": 0}
+    messages = []
+    for line in conversation:
+        size = len(line.payload())
+        start = at[line.sender]
+        at[line.sender] += size
+        clipped = line.length is not None
+        messages.append((line, streams[line.sender][start : start + size] if clipped else line.payload()))
+    return messages

@@ -15,7 +15,7 @@ from rustunnel_py.wire.sink import SILENT
 from rustunnel_py.wire.yamux import Limits, Role, Session, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from rustunnel_py.errors import LinkLost
     from rustunnel_py.wire.sink import Buffer, Crashable, Sink
@@ -139,9 +139,9 @@ class Hearing:
     pieces: list[int] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     error: LinkLost | None = None
-    on_data: Callable[[memoryview], None] | None = None
-    on_room: Callable[[], None] | None = None
-    on_eof: Callable[[], None] | None = None
+    on_data: Callable[[memoryview], object] | None = None
+    on_room: Callable[[], object] | None = None
+    on_eof: Callable[[], object] | None = None
 
     def data(self, data: memoryview) -> None:
         assert len(data) > 0
@@ -183,6 +183,50 @@ def hear(stream: Stream, *, pays: bool = True) -> Hearing:
     hearing = Hearing(stream, pays)
     stream.sink = hearing
     return hearing
+
+
+class Writer:
+    """Sends a body as fast as the stream takes it, then FIN; a `send` that says False is obeyed."""
+
+    def __init__(self, stream: Stream, body: bytes, chunk: int = 10_000) -> None:
+        self.hearing = hear(stream)
+        self.stream = stream
+        self.hearing.on_room = self.go
+        self.chunk = chunk
+        self.rest: Iterator[bytes] = iter([body[at : at + chunk] for at in range(0, len(body), chunk)])
+
+    def go(self) -> None:
+        for part in self.rest:
+            if not self.stream.send(part):
+                return
+        self.stream.send_eof()
+
+
+def echo(hearing: Hearing) -> None:
+    """Send back what comes, with credit when it has been taken."""
+    stream = hearing.stream
+    assert stream is not None
+    unpaid = [0]
+    hearing.pays = False
+
+    def data(view: memoryview) -> None:
+        if stream.send(view):
+            stream.credit(len(view))
+        else:
+            unpaid[0] += len(view)
+
+    def room() -> None:
+        stream.credit(unpaid[0])
+        unpaid[0] = 0
+
+    hearing.on_data = data
+    hearing.on_room = room
+    hearing.on_eof = stream.send_eof
+
+
+def body(seed: int, size: int) -> bytes:
+    """A reproducible body, different for each seed."""
+    return bytes((at * 31 + (at >> 8) + seed) & 255 for at in range(size))
 
 
 def feed(session: Session, raw: bytes, pieces: Iterable[int] = ()) -> None:

@@ -43,7 +43,7 @@ def test_version_2_as_the_specification_lays_it_out() -> None:
 @pytest.mark.parametrize("pair", [V4, V6], ids=["v4", "v6"])
 def test_what_is_written_is_read_back(version: int, pair: tuple[Peer, Peer]) -> None:
     data = proxy.encode(version, *pair)
-    expected = ProxyHeader(version, tuple(pair[0]), tuple(pair[1]), len(data))
+    expected = ProxyHeader(version, (pair[0].ip, pair[0].port), (pair[1].ip, pair[1].port), len(data))
     assert proxy.read(data + b"GET / HTTP/1.1\r\n") == expected
     assert proxy.read(memoryview(data)) == expected
     for size in range(len(data)):
@@ -71,7 +71,13 @@ def test_unknown_keeps_the_address_of_the_socket(line: bytes) -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [v2(0x20, 0x00, b""), v2(0x20, 0x11, INET), v2(0x21, 0x00, b"\0\0\0"), v2(0x21, 0x31, bytes(216)), v2(0x21, 0x12, INET)],
+    [
+        v2(0x20, 0x00, b""),
+        v2(0x20, 0x11, INET),
+        v2(0x21, 0x00, b"\0\0\0"),
+        v2(0x21, 0x31, bytes(216)),
+        v2(0x21, 0x12, INET),
+    ],
     ids=["local", "local with addresses", "unspecified", "unix", "datagram"],
 )
 def test_headers_without_an_address_that_counts(payload: bytes) -> None:

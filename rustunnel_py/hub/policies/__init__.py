@@ -6,13 +6,14 @@ they switch nothing on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rustunnel_py.hub.gate import Gate
 from rustunnel_py.hub.policies import concurrent_visits, requests_per_second
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rustunnel_py.hub.gate import Policy
     from rustunnel_py.hub.policies.settings import PolicySettings
 

@@ -1,0 +1,119 @@
+"""The app: mounts the dialects, knows who calls, turns every error into JSON, and adds the headers.
+
+It is served by `api/serve.py`, without a lifespan: nothing here needs one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import structlog
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from rustunnel_py.api import rustunnel
+from rustunnel_py.api.caller import Doorkeeper
+from rustunnel_py.errors import BadCredentials, Denied, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quart import Quart
+
+    from rustunnel_py.hub.accounts import Accounts
+    from rustunnel_py.hub.registry import Registry
+    from rustunnel_py.hub.sessions import Sessions
+    from rustunnel_py.store.tunnel_log import TunnelLog
+
+BODY_SECONDS = 10  # a whole body; the longest has 64 KiB
+
+# For everyone, with or without a token, under any Host: they tell nothing about anybody.
+OPEN = frozenset({"rustunnel.status", "live", "ready"})
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+def build_app(
+    *,
+    registry: Registry,
+    sessions: Sessions,
+    accounts: Accounts,
+    tunnel_log: TunnelLog,
+    domain: str,
+    dashboard_origin: str | None = None,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> Quart:
+    """The REST API. `is_stopping` is asked by /api/health/ready: true from the first signal on."""
+    app = QuartTrio(__name__, static_folder=None)
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.config["MAX_CONTENT_LENGTH"] = rustunnel.BODY_MAX
+    app.config["BODY_TIMEOUT"] = BODY_SECONDS
+    app.url_map.merge_slashes = False  # `//api` is another path, not a redirect
+    doorkeeper = Doorkeeper(accounts, domain, dashboard_origin)
+
+    @app.before_request
+    async def admit() -> None:
+        if request.routing_exception is None and request.endpoint not in OPEN:
+            await doorkeeper.admit()
+
+    @app.after_request
+    async def add_headers(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        return response
+
+    @app.get("/api/health/live")
+    async def live() -> Response:
+        return rustunnel.answer({"ok": True})
+
+    @app.get("/api/health/ready")
+    async def ready() -> Response:
+        stopping = is_stopping()
+        return rustunnel.answer({"ok": not stopping}, 503 if stopping else 200)
+
+    app.register_blueprint(rustunnel.blueprint(registry, sessions, accounts, tunnel_log))
+    _handle_errors(app)
+    return app
+
+
+def _handle_errors(app: Quart) -> None:
+    @app.errorhandler(Denied)
+    async def denied(error: Denied) -> Response:
+        response = show_error(error.status, str(error))
+        if isinstance(error, BadCredentials):
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
+
+    @app.errorhandler(StoreError)
+    async def store(error: StoreError) -> Response:
+        log.error("an API call failed in the store", path=request.path, error=str(error))
+        return show_error(503, "the server cannot store anything just now; try again later")
+
+    @app.errorhandler(HTTPException)
+    async def http(error: HTTPException) -> Response:
+        response = show_error(error.code or 500, _SENTENCES.get(error.code or 500, error.name.lower()))
+        if isinstance(error, MethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
+        return response
+
+    @app.errorhandler(Exception)
+    async def unexpected(error: Exception) -> Response:
+        error_id = secrets.token_hex(8)
+        log.error("an API call failed", id=error_id, method=request.method, path=request.path, exc_info=error)
+        return rustunnel.answer({"error": "internal server error", "id": error_id}, 500)
+
+
+_SENTENCES = {404: "not found", 405: "method not allowed", 408: "the body came too slowly", 413: "the body is too long"}
+
+
+def show_error(status: int, message: str) -> Response:
+    return rustunnel.answer({"error": message}, status)

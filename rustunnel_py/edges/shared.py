@@ -1,0 +1,104 @@
+"""What all visitors of one edge share: its limits, where it looks things up, and what it counts."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rustunnel_py.edges.limits import EdgeLimits
+    from rustunnel_py.edges.parked import Parking
+    from rustunnel_py.hub.registry import Registry, Tunnel
+    from rustunnel_py.model.bucket import Buckets
+    from rustunnel_py.model.visit import Visit
+    from rustunnel_py.transport.connection import Connection
+    from rustunnel_py.transport.pump import Pump
+    from rustunnel_py.wire.http1 import ReplyHead, RequestHead
+
+IDS_AT_ONCE = 256  # visit ids made with one call for random bytes
+
+
+class Tap(Protocol):
+    """Watches one exchange: the request's payload, the reply's head and payload, its end."""
+
+    def sent(self, data: memoryview) -> None: ...
+
+    def head(self, head: ReplyHead) -> None: ...
+
+    def data(self, data: memoryview) -> None: ...
+
+    def over(self, status: int, milliseconds: float) -> None: ...
+
+
+class VisitIds:
+    """Ids of 32 hex digits from the system's random bytes, many at a time."""
+
+    __slots__ = ("_at", "_digits")
+
+    def __init__(self) -> None:
+        self._digits = ""
+        self._at = 0
+
+    def next(self) -> str:
+        at = self._at
+        if at == len(self._digits):
+            self._digits = os.urandom(16 * IDS_AT_ONCE).hex()
+            at = 0
+        self._at = end = at + 32
+        return self._digits[at:end]
+
+
+class Shared:
+    """What all visitors of one edge share. `parking` is None until the edge runs."""
+
+    __slots__ = (
+        "default_port",
+        "draining",
+        "find_host",
+        "ids",
+        "is_choosy",
+        "limits",
+        "parking",
+        "pump",
+        "rates",
+        "redirect_port",
+        "refusals",
+        "registry",
+        "scheme",
+        "take_control",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        pump: Pump,
+        registry: Registry,
+        limits: EdgeLimits,
+        scheme: str,
+        *,
+        rates: Buckets | None = None,
+        take_control: Callable[[Connection, RequestHead, bytes], bool] | None = None,
+        watch: Callable[[Tunnel, Visit, RequestHead], Tap | None] | None = None,
+        redirect_port: int | None = None,
+    ) -> None:
+        self.pump = pump
+        self.registry = registry
+        self.find_host = registry.find_host
+        self.limits = limits
+        self.scheme = scheme
+        self.default_port = 443 if scheme == "https" else 80
+        self.rates = rates
+        self.redirect_port = redirect_port
+        self.is_choosy = rates is not None or redirect_port is not None  # even a plain GET is looked at twice
+        self.take_control = take_control
+        self.watch = watch
+        self.parking: Parking | None = None
+        self.ids = VisitIds()
+        self.draining = False
+        self.refusals: dict[str, int] = {}  # by code of our own: how often the edge answered itself
+
+    def is_bare(self, host: str) -> bool:
+        """The server's own name, which is nobody's tunnel."""
+        return host == self.registry.places.domain or host == "localhost"

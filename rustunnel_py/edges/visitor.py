@@ -1,0 +1,792 @@
+"""One public connection, and each request on it: machines without a loop.
+
+                 head judged, body to come            body complete
+    HEAD ──────────────────────────────────► BODY ──────────────────► REPLY ──► HEAD, or DONE
+     │  ▲                                                               │
+     │  └──────────── FULL (output has no room) ◄───────────────────────┘
+     ├──► PARKED ──► BODY, REPLY      waits for a link, a delay, a slow policy
+     ├──► COLLECT ──► PARKED …        a policy wants the body first
+     └──► REPLY ──► UPGRADED          a 101: joined to the local service
+
+`Visitor` is the sink of its connection: it cuts heads, routes them, and passes the body on. `Turn` is the sink
+of one exchange: it writes the reply. A turn that is over hears nothing, so a late callback cannot hit
+the next request.
+
+Credit: input is paid for when it is consumed. What waits (a partial head, pipelined requests, all that comes
+while parked or before a 101) stays unpaid, so reading stops by itself at the connection's read-ahead. A reply's bytes
+are paid for when the connection took them, or at its next `room`.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from rustunnel_py.edges.pages import Page, Problem, front_page, own_reply, problem_page, redirect_page
+from rustunnel_py.edges.parked import agent_away, no_such_tunnel
+from rustunnel_py.edges.turn import Collected, Turn, Upload
+from rustunnel_py.edges.upgrade import switch
+from rustunnel_py.errors import Hop, HopError, HttpError
+from rustunnel_py.hub.gate import PASS, Answer, Delay, NeedBody, Pass, Slow, edited
+from rustunnel_py.model.visit import Visit, VisitKind
+from rustunnel_py.wire.http1 import (
+    BodyReader,
+    find_head_end,
+    forwarded_lines,
+    judge_request,
+    skip_leading_empty_lines,
+)
+from rustunnel_py.wire.sink import SILENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import trio
+
+    from rustunnel_py.edges.shared import Shared
+    from rustunnel_py.errors import LinkLost
+    from rustunnel_py.hub.gate import Gate, Verdict, Wait
+    from rustunnel_py.hub.link import Link
+    from rustunnel_py.hub.registry import Tunnel
+    from rustunnel_py.model.tunnel import Peer
+    from rustunnel_py.transport.connection import Connection
+    from rustunnel_py.transport.relay import RelayEnd
+    from rustunnel_py.wire.http1 import Headers, ReplyHead, RequestBlock, RequestHead
+    from rustunnel_py.wire.sink import Pipe
+
+VISITOR_LEFT = 499  # what is told of a visit whose visitor left before the reply; nginx's number
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Phase(enum.Enum):
+    HEAD = "reading a head, or idle"
+    FULL = "output is full, nothing is taken"
+    PARKED = "waiting"
+    COLLECT = "reading a body for a policy"
+    BODY = "passing a body on"
+    REPLY = "waiting for the reply, or writing it"
+    UPGRADED = "joined"
+    HANDED_OVER = "somebody else's"
+    DONE = "done"
+
+
+# Looked up once: an enum's member costs two look-ups each time.
+_HEAD, _FULL, _PARKED, _COLLECT = Phase.HEAD, Phase.FULL, Phase.PARKED, Phase.COLLECT
+_BODY, _REPLY, _UPGRADED, _DONE = Phase.BODY, Phase.REPLY, Phase.UPGRADED, Phase.DONE
+_HANDED_OVER = Phase.HANDED_OVER
+_HTTP = VisitKind.HTTP
+
+
+class Visitor:
+    """One public connection. Made by the edge, which hears when the connection is gone."""
+
+    __slots__ = (
+        "_block",
+        "_eof",
+        "_forwarded",
+        "_full_since",
+        "_held",
+        "_local",
+        "_peer",
+        "_phase",
+        "_pipe",
+        "_reader",
+        "_searched",
+        "_served",
+        "_shared",
+        "_since",
+        "_sni",
+        "_source",
+        "_turn",
+        "connection",
+    )
+
+    def __init__(self, shared: Shared, connection: Connection, *, source: str = "", sni: str | None = None) -> None:
+        self._shared = shared
+        self.connection = connection
+        self._source = source  # what its address counts as
+        self._peer: Peer = connection.peer
+        self._local: Peer = connection.local
+        self._sni = None if sni is None else sni.lower()  # the name that the TLS client asked for
+        self._phase = _HEAD
+        self._held = bytearray()  # input not consumed yet, all of it unpaid
+        self._searched = 0  # so far there is no end of a head in it
+        self._block: RequestBlock | None = None
+        self._forwarded = b""
+        self._turn: Turn | None = None
+        self._reader: BodyReader | None = None
+        self._pipe: Pipe | None = None
+        self._eof = False
+        self._served = False  # something was answered
+        self._full_since = math.inf
+        self._since = shared.pump.now  # when the phase began, for deadlines
+        connection.sink = self
+        connection.due = self._since + shared.limits.header_seconds
+
+    def __repr__(self) -> str:
+        return f"<Visitor {self._peer} {self._phase.name} {self._turn or ''}>"
+
+    @property
+    def is_handed_over(self) -> bool:
+        """`take_control` took the connection; it is no visitor any more."""
+        return self._phase is _HANDED_OVER
+
+    # what the connection calls
+
+    def data(self, data: memoryview) -> None:
+        try:
+            phase = self._phase
+            if phase is _HEAD and not self._held:
+                self._first_bytes(bytes(data))
+            elif phase is _BODY or phase is _COLLECT:
+                if self._held:
+                    self._held += data
+                    self._feed_held()
+                else:
+                    self._feed(data)
+            elif phase is not _DONE:
+                self._held += data
+                if phase is _HEAD:
+                    self._next()
+        except Exception as error:
+            self._shared.pump.crash(self, error)
+
+    def eof(self) -> None:
+        try:
+            self._eof = True
+            phase = self._phase
+            if phase is _HEAD or phase is _FULL:
+                self._finish()
+            elif phase is _BODY or phase is _COLLECT:
+                self._refuse(HttpError(400, "cut-body", "The request ended before its body was complete."))
+            elif phase is _REPLY:
+                connection = self.connection
+                connection.due = min(connection.due, self._shared.pump.now + self._shared.limits.half_closed_seconds)
+        except Exception as error:
+            self._shared.pump.crash(self, error)
+
+    def room(self) -> None:
+        try:
+            self._full_since = math.inf
+            turn = self._turn
+            if turn is not None:
+                turn.pay()
+            elif self._phase is _FULL:
+                self._idle()
+                self._next()
+        except Exception as error:
+            self._shared.pump.crash(self, error)
+
+    def lost(self, error: LinkLost) -> None:
+        self._leave()
+
+    def expired(self) -> None:
+        try:
+            now = self._shared.pump.now
+            if not self._too_late(now):
+                self.connection.due = self._next_due(now)
+        except Exception as error:
+            self._shared.pump.crash(self, error)
+
+    def crashed(self, error: Exception) -> None:
+        """A callback of ours raised (the guard has counted it): a 500, or a cut where a reply is under way."""
+        self._give_up(HopError(Hop.EDGE, 500, "crash", "This server made a mistake."))
+
+    # what a turn asks
+
+    @property
+    def ends_soon(self) -> bool:
+        """No request will follow the present one."""
+        return self._eof or self._shared.draining
+
+    @property
+    def interims_max(self) -> int:
+        return self._shared.limits.interims
+
+    def body_goes_on(self) -> None:
+        """It was not the visitor who was slow: its body is timed from now on."""
+        if self._phase is _BODY:
+            self.connection.due = self._next_due(self._shared.pump.now)
+
+    # what the edge calls
+
+    def drain(self) -> None:
+        """The server stops: an idle connection ends now, others with `Connection: close` after their reply."""
+        if (self._phase is _HEAD and not self._held) or self._phase is _FULL:
+            self._finish()
+
+    def end(self) -> None:
+        """The time is over: work under way is cut, and looks cut; what still flushes or lingers ends at once."""
+        if self._phase is _DONE:
+            self.connection.abort()
+            return
+        idle = self._turn is None
+        self._leave()
+        if idle:
+            self.connection.close()
+        else:
+            self.connection.cut()
+
+    def gone(self) -> None:
+        """The connection's socket is closed."""
+        self._leave()
+
+    # heads
+
+    def _first_bytes(self, raw: bytes) -> None:
+        """Input while idle. Almost always one whole head, which is taken without a copy into the buffer."""
+        if raw[0] != 13:
+            try:
+                end = find_head_end(raw, 0, self._shared.limits.heads)
+            except HttpError as error:
+                self._refuse(error)
+                return
+            if end == len(raw):
+                self._take(raw, end)
+                return
+        self._held += raw
+        if self._served:  # the first head's time began with the connection
+            self.connection.due = self._shared.pump.now + self._shared.limits.header_seconds
+        self._next()
+
+    def _next(self) -> None:
+        """Take requests from what is held, as long as nothing is under way."""
+        held = self._held
+        while held and self._phase is _HEAD:
+            try:
+                start = skip_leading_empty_lines(held) if held[0] == 13 else 0
+                end = find_head_end(held, max(start, self._searched), self._shared.limits.heads)
+            except HttpError as error:
+                self._refuse(error)
+                return
+            if end < 0:
+                self._searched = len(held)
+                return
+            raw = bytes(held[start:end])
+            del held[:end]
+            self._searched = 0
+            if start:
+                self.connection.credit(start)
+            self._take(raw, end - start)
+
+    def _take(self, raw: bytes, size: int) -> None:
+        """One request's head: judge it, route it, let the tunnel's policies see it, send it to a link."""
+        shared = self._shared
+        connection = self.connection
+        known = self._block
+        try:
+            head = judge_request(raw, shared.limits.heads, known, scheme=shared.scheme)
+        except HttpError as error:
+            connection.credit(size)
+            self._refuse(error)
+            return
+        block = head.block
+        if block is not known:
+            self._remember(block, known)
+        tunnel = shared.find_host(block.host)
+        if tunnel is None:
+            self._unknown(head, raw, size)
+            return
+        connection.credit(size)
+        now = shared.pump.now
+        visit = Visit(
+            shared.ids.next(),
+            tunnel.id,
+            _HTTP,
+            self._peer,
+            self._local,
+            shared.scheme,
+            self._forwarded,
+            tunnel.target,
+            connection,
+            now,
+        )
+        turn = self._turn = Turn(self, connection, tunnel, visit, head)
+        tunnel.requests += 1
+        if shared.watch is not None:
+            turn.tap = shared.watch(tunnel, visit, head)
+        if block.body or self._sni is not None or shared.is_choosy:
+            refused = self._refused(tunnel, head, now)
+            if refused is not None:
+                self._give_up(refused)
+                return
+            if shared.redirect_port is not None:
+                self._answer_turn(turn, redirect_page(head, shared.redirect_port))
+                return
+        gate = tunnel.gate
+        if gate is not None:
+            verdict = gate.admit(tunnel, visit, head)
+            if verdict is not PASS:
+                self._on_verdict(turn, gate, verdict)
+                return
+            turn.gate = gate
+        link = tunnel.links.pick(visit)
+        if link is None:
+            self._wait_for_link(turn)
+        else:
+            self._send_to(turn, link)
+
+    def _remember(self, block: RequestBlock, known: RequestBlock | None) -> None:
+        """A new header block: work out what depends on its Host."""
+        self._block = block
+        if known is None or known.host_line != block.host_line:
+            port = self._shared.default_port if block.port is None else block.port
+            self._forwarded = forwarded_lines(self._peer.ip, self._shared.scheme, block.host_line, port)
+
+    def _refused(self, tunnel: Tunnel, head: RequestHead, now: float) -> HopError | None:
+        """The edge's own limits, and H45."""
+        shared = self._shared
+        sni = self._sni
+        if sni is not None and sni != head.block.host and shared.find_host(sni) is not None:
+            return HopError(Hop.EDGE, 421, "misdirected", "This connection was opened for another host.")
+        if shared.rates is not None:
+            wait = shared.rates.take(self._source, now)
+            if wait:
+                message = "Too many requests from your address."
+                return HopError(Hop.EDGE, 429, "too-many-requests", message, retry_after=wait)
+        most = shared.limits.body_max_bytes
+        if most and head.block.body > most:
+            return HopError(Hop.EDGE, 413, "body-too-large", f"A request's body may have {most} bytes.")
+        return None
+
+    def _unknown(self, head: RequestHead, raw: bytes, size: int) -> None:
+        """A host that is no tunnel: the server's own name, or nobody's."""
+        shared = self._shared
+        if not shared.is_bare(head.host):
+            self.connection.credit(size)
+            self._answer_problem(Problem.of_hop(no_such_tunnel()), head)
+            return
+        take_control = shared.take_control
+        if take_control is not None:
+            held = raw + bytes(self._held)
+            if take_control(self.connection, head, held):
+                self._phase = _HANDED_OVER  # the connection has another sink now; what came is still unpaid
+                self._held.clear()
+                return
+        self.connection.credit(size)
+        if head.method in (b"GET", b"HEAD"):
+            self._answer(front_page(_accept(head)), head)
+        else:
+            allow = ((b"Allow", b"GET, HEAD"),)
+            self._answer_problem(Problem(405, "method", "There is nothing to do here.", headers=allow), head)
+
+    # the way to a link
+
+    def _send_to(self, turn: Turn, link: Link, body: bytes | None = None, trailers: Headers = ()) -> None:
+        """Start the exchange. `body`: it was read already, for a policy."""
+        shared = self._shared
+        head = turn.request
+        try:
+            exchange = turn.exchange = link.exchange(turn.visit, head, turn)
+        except HopError as error:
+            self._give_up(error)
+            return
+        self._since = now = shared.pump.now
+        if body is None and head.block.body:
+            turn.uploaded = False
+            self._phase = _BODY
+            self._reader = BodyReader(head.block.body, Upload(turn, shared.limits.body_max_bytes), shared.limits.heads)
+            self.connection.due = now + shared.limits.body_window_seconds
+            if self._held:
+                self._feed_held()
+            if self._eof:
+                self.eof()
+            return
+        if body:
+            exchange.send(body)
+        turn.uploaded = True
+        exchange.finish(trailers)
+        self._phase = _REPLY
+        self.connection.due = now + shared.limits.answer_seconds
+        if self._eof:
+            self.eof()
+
+    def _wait_for_link(self, turn: Turn, body: bytes | None = None, trailers: Headers = ()) -> None:
+        parking = self._shared.parking
+        if parking is None:
+            self._give_up(agent_away(turn.tunnel, self._shared.pump.now))
+            return
+
+        def resume(found: Link | HopError) -> None:
+            if not self._unparked(turn):
+                return
+            if isinstance(found, HopError):
+                self._give_up(found)
+            else:
+                self._send_to(turn, turn.wrapped(found), body, trailers)
+
+        self._park(turn, lambda: parking.for_link(self, turn.tunnel, turn.visit, resume))
+
+    def _park(self, turn: Turn, start: Callable[[], trio.CancelScope]) -> None:
+        try:
+            turn.scope = start()
+        except HopError as error:
+            self._give_up(error)
+            return
+        self._phase = _PARKED
+        self.connection.due = math.inf  # the parked task has its own deadline
+
+    def _unparked(self, turn: Turn) -> bool:
+        """Whether a resumed wait still concerns anybody."""
+        if self._turn is not turn or self._phase is not _PARKED:
+            return False
+        turn.scope = None
+        return True
+
+    def _on_verdict(
+        self, turn: Turn, gate: Gate, verdict: Pass | Answer | Wait, body: bytes | None = None, trailers: Headers = ()
+    ) -> None:
+        if isinstance(verdict, Answer):
+            turn.wait = None
+            content = verdict.content
+            if isinstance(content, HopError):
+                self._give_up(content)
+            else:
+                self._answer_turn(turn, own_reply(content.status, content.headers, content.body))
+        elif isinstance(verdict, Pass):
+            turn.wait = None
+            turn.gate = gate
+            turn.request = edited(turn.request, verdict)
+            if verdict.target is not None:
+                turn.visit.target = verdict.target
+            turn.wrap = verdict.wrap
+            link = turn.tunnel.links.pick(turn.visit)
+            if link is None:
+                self._wait_for_link(turn, body, trailers)
+            else:
+                self._send_to(turn, turn.wrapped(link), body, trailers)
+        else:
+            turn.wait = verdict
+            self._on_wait(turn, gate, verdict, body, trailers)
+
+    def _on_wait(self, turn: Turn, gate: Gate, wait: Wait, body: bytes | None, trailers: Headers) -> None:
+        """A policy keeps the visitor waiting."""
+
+        def settle(verdict: Verdict) -> None:
+            if self._unparked(turn):
+                self._on_verdict(turn, gate, wait.settle(verdict), body, trailers)
+
+        asked = wait.verdict
+        if isinstance(asked, NeedBody):
+            if body is not None or not turn.request.body:
+                self._on_verdict(turn, gate, wait.settle(asked.then(body or b"")), body, trailers)
+            else:
+                self._collect(turn, gate, wait, asked)
+            return
+        parking = self._shared.parking
+        if parking is None:
+            self._give_up(HopError(Hop.EDGE, 503, "not-ready", "The server is starting.", retry_after=1.0))
+        elif isinstance(asked, Delay):
+            self._park(turn, lambda: parking.for_seconds(self, turn.tunnel, asked.seconds, lambda _: settle(PASS)))
+        elif isinstance(asked, Slow):
+            self._park(turn, lambda: parking.for_slow(self, turn.tunnel, asked.function, settle))
+
+    # request bodies
+
+    def _collect(self, turn: Turn, gate: Gate, wait: Wait, asked: NeedBody) -> None:
+        def collected(body: bytes, trailers: Headers) -> None:
+            self._phase = _PARKED  # settled at once; nothing more is read
+            self._on_verdict(turn, gate, wait.settle(asked.then(body)), body, trailers)
+
+        limits = self._shared.limits
+        turn.uploaded = False
+        self._phase = _COLLECT
+        self._since = self._shared.pump.now
+        self._reader = BodyReader(turn.request.body, Collected(asked.limit, turn, collected), limits.heads)
+        self.connection.due = self._since + limits.body_window_seconds
+        if turn.request.expects_continue:
+            turn.continued = True
+            self.connection.send(CONTINUE)
+        if self._held:
+            self._feed_held()
+
+    def _feed_held(self) -> None:
+        rest = bytes(self._held)
+        self._held.clear()
+        self._feed(memoryview(rest))
+
+    def _feed(self, data: memoryview) -> None:
+        """Body bytes, and perhaps what follows them."""
+        turn, reader = self._turn, self._reader
+        if turn is None or reader is None:
+            raise RuntimeError(f"a body without a request: {self!r}")
+        try:
+            used = reader.feed(data)
+        except HttpError as error:
+            self.connection.credit(len(data))
+            self._refuse(error)
+            return
+        if turn.blocked:
+            turn.owed_input += used
+        else:
+            self.connection.credit(used)
+        turn.input_seen += used
+        turn.continued = True  # who sends has stopped waiting for a 100
+        if used < len(data) and self._phase is not _DONE:
+            self._held += data[used:]
+        if reader.done and self._turn is turn:
+            self._reader = None
+            if self._phase is _BODY:
+                self._phase = _REPLY
+                self._since = now = self._shared.pump.now
+                self.connection.due = now + self._shared.limits.answer_seconds
+        if self._held and self._phase is _HEAD:
+            self._next()
+
+    # answers of our own
+
+    def _refuse(self, error: HttpError) -> None:
+        """The request is bad as it stands, or turned bad on its way: nothing of it may look complete."""
+        turn = self._turn
+        problem = Problem.of_request(error)
+        self._count(problem.code)
+        if turn is None:
+            accept = _accept_of(self._block)
+            self._write(problem_page(problem, accept, self._shared.ids.next()), head_only=False, close=True, minor=1)
+            self._finish(linger=True)
+            return
+        turn.status = problem.status
+        self._stop_exchange(turn)
+        if turn.head_sent:
+            self._cut(turn)
+            return
+        page = problem_page(problem, _accept(turn.request), turn.visit.id)
+        self._write(page, head_only=turn.request.method == b"HEAD", close=True, minor=turn.request.minor)
+        self._close_turn(turn)
+        self._finish(linger=True)
+
+    def _give_up(self, error: HopError) -> None:
+        """The present request fails here: a page while nothing of a reply was sent, else a cut."""
+        turn = self._turn
+        if self._phase is _DONE:
+            return
+        if turn is None:
+            self._answer_problem(Problem.of_hop(error), None)
+            return
+        if self._phase is _UPGRADED or turn.head_sent:
+            self._stop_exchange(turn)
+            self._cut(turn)
+            return
+        self._count(error.code)
+        since = self._away_since(turn.tunnel) if error.code == "agent-away" else None
+        self._answer_turn(turn, problem_page(Problem.of_hop(error, since), _accept(turn.request), turn.visit.id))
+
+    def _away_since(self, tunnel: Tunnel) -> datetime | None:
+        since = tunnel.links.away_since
+        return None if since is None else datetime.now(UTC) - timedelta(seconds=self._shared.pump.now - since)
+
+    def _answer_turn(self, turn: Turn, page: Page) -> None:
+        """A page instead of a reply to the present request."""
+        self._stop_exchange(turn)
+        request = turn.request
+        turn.status = page.status
+        unread = not turn.uploaded and request.block.body != 0
+        close = unread or self._eof or self._shared.draining or not request.keep_alive or page.status == 500
+        self._write(page, head_only=request.method == b"HEAD", close=close, minor=request.minor)
+        self._close_turn(turn)
+        if close:
+            self._finish(linger=unread)
+        else:
+            self._idle()
+
+    def _answer_problem(self, problem: Problem, head: RequestHead | None) -> None:
+        self._count(problem.code)
+        accept = b"" if head is None else _accept(head)
+        self._answer(problem_page(problem, accept, self._shared.ids.next()), head)
+
+    def _answer(self, page: Page, head: RequestHead | None) -> None:
+        """A page where no tunnel is concerned."""
+        close = head is None or head.body != 0 or not head.keep_alive or self._eof or self._shared.draining
+        head_only = head is not None and head.method == b"HEAD"
+        self._write(page, head_only=head_only, close=close, minor=1 if head is None else head.minor)
+        if close:
+            self._finish(linger=head is None or head.body != 0)
+        else:
+            self._idle()
+
+    def _write(self, page: Page, *, head_only: bool, close: bool, minor: int) -> None:
+        self._served = True
+        data = page.render(head_only=head_only, close=close, minor=minor, now=datetime.now(UTC))
+        if not self.connection.send(data):
+            self.stalled()
+
+    def _count(self, code: str) -> None:
+        refusals = self._shared.refusals
+        refusals[code] = refusals.get(code, 0) + 1
+
+    # ends
+
+    def stalled(self) -> None:
+        """The output is full: the visitor has so long to read."""
+        if self._full_since == math.inf:
+            now = self._full_since = self._shared.pump.now
+            connection = self.connection
+            connection.due = min(connection.due, now + self._shared.limits.send_seconds)
+
+    def turn_over(self, turn: Turn) -> None:
+        """The reply is complete: the next request, or the end."""
+        self._served = True
+        self._close_turn(turn)
+        if not turn.uploaded:
+            if turn.exchange is not None:
+                turn.exchange.reset()  # its request never becomes complete
+            self._finish(linger=True)
+        elif turn.close or self._eof or self._shared.draining:
+            self._finish(linger=bool(self._held))
+        else:
+            self._idle()
+            if self._held and self._phase is _HEAD:
+                self._next()
+
+    def turn_failed(self, turn: Turn, error: HopError) -> None:
+        turn.exchange = None  # it has ended by itself
+        self._give_up(error)
+
+    def switched(self, turn: Turn, reply: ReplyHead, pipe: Pipe) -> None:
+        """A 101 that fits: from here on the relay has the connection."""
+        early = bytes(self._held)
+        self._held.clear()
+        self._phase = _UPGRADED
+        self._pipe = pipe
+        turn.status = reply.status
+        turn.head_sent = True
+        turn.exchange = None
+        switch(self.connection, pipe, reply, early, ended=self._eof, on_end=self._relay_ended)
+
+    def _relay_ended(self, end: RelayEnd) -> None:
+        turn = self._turn
+        self._pipe = None
+        if turn is not None:
+            self._close_turn(turn)
+        self._phase = _DONE
+
+    def _idle(self) -> None:
+        """Ready for the next request, as soon as the output has room."""
+        shared = self._shared
+        self._since = now = shared.pump.now
+        if self._full_since == math.inf:
+            self._phase = _HEAD
+            seconds = shared.limits.header_seconds if self._held else shared.limits.idle_seconds
+            self.connection.due = now + seconds
+        else:
+            self._phase = _FULL
+            self.connection.due = self._full_since + shared.limits.send_seconds
+
+    def _close_turn(self, turn: Turn) -> None:
+        """What a visit took is given back, and who watches is told; once, however it ended."""
+        self._turn = None
+        self._reader = None
+        turn.settle(self._shared.pump.now)
+
+    def _stop_exchange(self, turn: Turn) -> None:
+        exchange, turn.exchange = turn.exchange, None
+        if self._reader is not None:
+            self._reader.stop()
+        if exchange is not None:
+            exchange.reset()
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.sink = SILENT
+            pipe.reset()
+
+    def _cut(self, turn: Turn) -> None:
+        """A reply that cannot become complete must not look so (rule 12)."""
+        self._close_turn(turn)
+        self._phase = _DONE
+        self._held.clear()
+        self.connection.cut()
+
+    def _finish(self, *, linger: bool = False) -> None:
+        self._phase = _DONE
+        unread = linger or bool(self._held)
+        self._held.clear()
+        if unread:
+            self.connection.close_lingering()
+        else:
+            self.connection.close()
+
+    def _leave(self) -> None:
+        """The visitor is gone, or has to go: nothing of it stays."""
+        if self._phase is _DONE and self._turn is None:
+            return
+        self._phase = _DONE
+        self._held.clear()
+        turn = self._turn
+        if turn is not None:
+            turn.status = turn.status or VISITOR_LEFT
+            self._stop_exchange(turn)
+            self._close_turn(turn)
+
+    # deadlines
+
+    def _too_late(self, now: float) -> bool:
+        """Whether a deadline has really passed; then it has been acted on."""
+        limits = self._shared.limits
+        phase, turn = self._phase, self._turn
+        if now - self._full_since >= limits.send_seconds:
+            self._leave()
+            self.connection.abort()
+        elif phase is _HEAD:
+            self._head_too_late(now)
+        elif turn is None:
+            return phase is _DONE
+        elif phase is _BODY or phase is _COLLECT:
+            return self._body_too_slow(turn, now)
+        elif phase is _REPLY and not turn.head_sent and now - self._since >= limits.answer_seconds:
+            message = f"The local service did not answer within {limits.answer_seconds:g} s."
+            self._give_up(HopError(Hop.LOCAL_SERVICE, 504, "too-slow", message))
+        elif phase is _REPLY and self._eof and turn.output == turn.output_checked:
+            self._leave()
+            self.connection.abort()
+        else:
+            turn.output_checked = turn.output
+            return False
+        return True
+
+    def _head_too_late(self, now: float) -> None:
+        if self._held:
+            self._refuse(HttpError(408, "slow-head", "The request's head took too long."))
+        else:
+            self._finish()
+
+    def _body_too_slow(self, turn: Turn, now: float) -> bool:
+        limits = self._shared.limits
+        if turn.waits_for_continue:
+            if now - self._since < limits.answer_seconds:
+                return False
+            message = f"The local service did not answer within {limits.answer_seconds:g} s."
+            self._give_up(HopError(Hop.LOCAL_SERVICE, 504, "too-slow", message))
+            return True
+        seen, turn.input_seen = turn.input_seen, 0
+        if turn.blocked or seen >= limits.body_bytes_per_second * limits.body_window_seconds:
+            return False
+        self._refuse(HttpError(408, "slow-body", "The request's body came too slowly."))
+        return True
+
+    def _next_due(self, now: float) -> float:
+        limits = self._shared.limits
+        phase, turn = self._phase, self._turn
+        due = self._full_since + limits.send_seconds
+        if turn is None:
+            return due
+        if phase is _BODY or phase is _COLLECT:
+            return min(due, now + limits.body_window_seconds)
+        if phase is _REPLY:
+            if not turn.head_sent:
+                due = min(due, self._since + limits.answer_seconds)
+            if self._eof:
+                due = min(due, now + limits.half_closed_seconds)
+        return due
+
+
+def _accept(head: RequestHead) -> bytes:
+    return _accept_of(head.block)
+
+
+def _accept_of(block: RequestBlock | None) -> bytes:
+    """The Accept that asks for a form of page; only read for pages of our own."""
+    if block is None:
+        return b""
+    return b",".join(value for name, value in block.headers if name.lower() == b"accept")

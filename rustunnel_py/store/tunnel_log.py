@@ -1,0 +1,214 @@
+"""The history of registrations: one row each, written in batches so that no agent waits for the disk.
+
+A crash leaves rows open; the next start closes them with the last time a server was seen alive, which is
+written with every batch and every HEARTBEAT_SECONDS while tunnels are open.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import structlog
+import trio
+
+from rustunnel_py.errors import StoreError
+from rustunnel_py.store.instants import from_micros, from_micros_or_none, to_micros
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from rustunnel_py.store.database import Database, Row, Transaction
+
+WRITE_SECONDS = 1.0  # a row is durable that long after its event at the latest
+HEARTBEAT_SECONDS = 10.0  # how far off the end of a crashed server's rows may be; a write costs the disk a sync
+PENDING_MAX = 10_000  # events that wait for a disk that does not answer; then the oldest are dropped and counted
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+_COLUMNS = "id, tunnel_id, owner, protocol, label, session_id, token_id, token_label, registered_at, unregistered_at"
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One registration. `session_id` is the public one; token fields are None for the admin token."""
+
+    id: str
+    tunnel_id: str
+    owner: str
+    protocol: str
+    label: str
+    session_id: str
+    token_id: str | None
+    token_label: str | None
+    registered_at: datetime
+    unregistered_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Closing:
+    entry_id: str
+    at: datetime
+
+
+_Event: TypeAlias = LogEntry | _Closing
+
+
+class TunnelLog:
+    """`dropped` counts events that were lost because the disk did not keep up."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._now = now
+        self._pending: deque[_Event] = deque()
+        self._open: set[str] = set()
+        self._writing = trio.Lock()
+        self._beaten: float | None = None
+        self._failing = False
+        self.dropped = 0
+
+    def opened(self, entry: LogEntry) -> None:
+        self._open.add(entry.id)
+        self._append(entry)
+
+    def closed(self, entry_id: str, at: datetime) -> None:
+        self._open.discard(entry_id)
+        self._append(_Closing(entry_id, at))
+
+    def _append(self, event: _Event) -> None:
+        if len(self._pending) >= PENDING_MAX:
+            self._pending.popleft()
+            self.dropped += 1
+        self._pending.append(event)
+
+    async def run(self) -> None:
+        """Write what has come together, once a second; once more when cancelled."""
+        try:
+            while True:
+                await self.flush()
+                await trio.sleep(WRITE_SECONDS)
+        finally:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write the batch now. What cannot be written is kept for the next time, within PENDING_MAX.
+
+        Shielded: once events have left the batch, somebody must see how their transaction ends.
+        """
+        with trio.CancelScope(shield=True):
+            async with self._writing:
+                if self._pending or self._is_beat_due():
+                    await self._write()
+
+    def _is_beat_due(self) -> bool:
+        if not self._open:
+            return False
+        return self._beaten is None or trio.current_time() >= self._beaten + HEARTBEAT_SECONDS
+
+    async def _write(self) -> None:
+        batch = list(self._pending)
+        self._pending.clear()
+        last_seen = to_micros(self._now())
+
+        async def work(transaction: Transaction) -> None:
+            await _write_events(transaction, batch)
+            await transaction.execute("INSERT OR REPLACE INTO heartbeat (one, last_seen) VALUES (1, ?)", (last_seen,))
+
+        try:
+            await self._database.write(work)
+        except StoreError as error:
+            self._put_back(batch)
+            if not self._failing:
+                log.error("the tunnel log cannot be written; it is kept in memory", error=str(error))
+            self._failing = True
+        else:
+            if self._failing:
+                log.info("the tunnel log is written again", dropped=self.dropped)
+            self._failing = False
+            self._beaten = trio.current_time()
+
+    def _put_back(self, batch: list[_Event]) -> None:
+        room = max(0, PENDING_MAX - len(self._pending))
+        kept = batch[len(batch) - room :] if room < len(batch) else batch
+        self.dropped += len(batch) - len(kept)
+        self._pending.extendleft(reversed(kept))
+
+    async def close_leftovers(self) -> None:
+        """At start: end what a crash left open, when a server was last seen. Raises StoreError."""
+
+        async def work(transaction: Transaction) -> None:
+            await transaction.execute(
+                "UPDATE tunnel_log SET unregistered_at ="
+                " max(registered_at, coalesce((SELECT last_seen FROM heartbeat), registered_at))"
+                " WHERE unregistered_at IS NULL"
+            )
+
+        await self._database.write(work)
+
+    async def history(
+        self, owner: str | None, protocol: str | None, limit: int, offset: int
+    ) -> tuple[int, list[LogEntry]]:
+        """How many entries match, and `limit` of them from `offset` on, newest first. None: all. Raises StoreError.
+
+        Sees everything that happened before the call, written or not, as far as the disk takes it.
+        """
+        await self.flush()
+        conditions = {"owner = ?": owner, "protocol = ?": protocol}
+        wanted = {condition: value for condition, value in conditions.items() if value is not None}
+        where = f" WHERE {' AND '.join(wanted)}" if wanted else ""
+        values = tuple(wanted.values())
+
+        async def work(transaction: Transaction) -> tuple[int, list[Row]]:
+            counted = await transaction.fetch_one(f"SELECT count(*) FROM tunnel_log{where}", values)
+            rows = await transaction.fetch_all(
+                f"SELECT {_COLUMNS} FROM tunnel_log{where} ORDER BY seq DESC LIMIT ? OFFSET ?",
+                (*values, limit, offset),
+            )
+            return counted[0] if counted else 0, rows
+
+        total, rows = await self._database.read(work)
+        return total, [_entry(row) for row in rows]
+
+
+async def _write_events(transaction: Transaction, events: list[_Event]) -> None:
+    """Idempotent: a transaction that failed may have been written all the same."""
+    await transaction.execute_many(
+        f"INSERT OR IGNORE INTO tunnel_log ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+        [
+            (
+                entry.id,
+                entry.tunnel_id,
+                entry.owner,
+                entry.protocol,
+                entry.label,
+                entry.session_id,
+                entry.token_id,
+                entry.token_label,
+                to_micros(entry.registered_at),
+            )
+            for entry in events
+            if isinstance(entry, LogEntry)
+        ],
+    )
+    await transaction.execute_many(
+        "UPDATE tunnel_log SET unregistered_at = ? WHERE id = ? AND unregistered_at IS NULL",
+        [(to_micros(closing.at), closing.entry_id) for closing in events if isinstance(closing, _Closing)],
+    )
+
+
+def _entry(row: Row) -> LogEntry:
+    (entry_id, tunnel_id, owner, protocol, label, session_id, token_id, token_label, registered, unregistered) = row
+    return LogEntry(
+        id=entry_id,
+        tunnel_id=tunnel_id,
+        owner=owner,
+        protocol=protocol,
+        label=label,
+        session_id=session_id,
+        token_id=token_id,
+        token_label=token_label,
+        registered_at=from_micros(registered),
+        unregistered_at=from_micros_or_none(unregistered),
+    )
