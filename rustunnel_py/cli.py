@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from rustunnel_py.client.config import Tunnel
+    from rustunnel_py.client.sources import AgentFile
     from rustunnel_py.config import Config
+    from rustunnel_py.model.access import Secret
 
 FAILED = 1
 USAGE = 2
@@ -237,11 +239,41 @@ def server_options(command: _Command) -> _Command:
 def login(server: str, pin: str | None, ca: str | None) -> None:
     """Keep server, token and pin for later.
 
-    The token is asked for, or read from standard input, or from RUSTUNNEL_TOKEN: never given as an argument.
+    The token is taken from RUSTUNNEL_TOKEN, else asked for, or read from standard input where that is no terminal.
+    It is never an argument: other users of a machine can read those.
     """
-    from rustunnel_py.client.login import login_command
+    from functools import partial
 
-    sys.exit(login_command(server, pin=pin, ca=ca, executable=executable()))
+    import trio
+
+    from rustunnel_py.client import login as logging_in
+    from rustunnel_py.client.config import parse_ca, parse_pin, parse_server
+    from rustunnel_py.client.sources import login_path, machine_id
+
+    if pin is not None and ca is not None:
+        raise ConfigError("--pin", "a pin and a CA do not go together; give one of them")
+    to_do = partial(
+        logging_in.login,
+        parse_server(server, "HOST"),
+        path=login_path(os.environ),
+        pin=None if pin is None else parse_pin(pin, "--pin"),
+        ca=None if ca is None else parse_ca(ca, "--ca"),
+        confirm=partial(click.confirm, err=True) if sys.stdin.isatty() else None,
+        machine=machine_id(os.environ),
+    )
+    made = trio.run(partial(to_do, token=_given_token(server)))
+    click.echo(f"logged in to {made.server}; now: {executable()} http 3000")
+
+
+def _given_token(server: str) -> Secret:
+    from rustunnel_py.client.config import TOKEN_MAX, parse_token
+
+    if "RUSTUNNEL_TOKEN" in os.environ:
+        click.echo("the token is that of RUSTUNNEL_TOKEN", err=True)
+        return parse_token(os.environ["RUSTUNNEL_TOKEN"], "RUSTUNNEL_TOKEN")
+    if sys.stdin.isatty():
+        return parse_token(click.prompt(f"Token for {server}", hide_input=True, err=True))
+    return parse_token(sys.stdin.read(TOKEN_MAX + 2), "standard input")
 
 
 @commands.command()
@@ -297,8 +329,14 @@ def start(file: Path | None, **server: Any) -> None:
     _run_agent(*found.tunnels, file=found, **server)
 
 
-def _proxy_version(choice: str | None) -> int:
-    return 0 if choice is None else int(choice[1:])
+def _proxy_version(choice: str | None) -> Literal[0, 1, 2]:
+    match choice:
+        case "v1":
+            return 1
+        case "v2":
+            return 2
+        case _:
+            return 0
 
 
 def _run_agent(
@@ -308,7 +346,7 @@ def _run_agent(
     ca: str | None,
     websocket: bool,
     as_json: bool,
-    file: Any = None,
+    file: AgentFile | None = None,
 ) -> None:
     import trio
 

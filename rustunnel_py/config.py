@@ -174,6 +174,9 @@ class TunnelsConfig(msgspec.Struct, frozen=True, kw_only=True):
     hold_seconds: Annotated[
         Seconds, Meta(description="So long the address of an agent that vanished is kept for its owner.")
     ] = 60.0
+    wait_seconds: Annotated[
+        Seconds, Meta(description="So long a visitor waits for an agent that vanished; then it is told 503.")
+    ] = 10.0
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,7 +204,6 @@ LATER = {
     "limits.udp_port_range": "UDP tunnels",
     "load_balancing.enabled": "load-balancing groups",
     "load_balancing.alert_webhook_url": "load-balancing groups",
-    "tunnels.wait_seconds": "visitors that wait for a returning agent",
     "p2p.*": "peer-to-peer tunnels",
     "inspect.*": "the inspector",
 }

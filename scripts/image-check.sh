@@ -81,12 +81,12 @@ for setting in HTTP_PORT=18080 HTTPS_PORT=18443 CONTROL_PORT=14040 DASHBOARD_POR
     b config --env "RUSTUNNEL_SERVER__$setting" "$container"
 done
 inspected() {
-    b inspect --type container --format "{{range .Docker.config.$1}}{{.}} {{end}}" "$container"
+    b inspect --type container --format "{{range .Docker.Config.$1}}{{.}} {{end}}" "$container"
 }
 command="$(inspected Entrypoint)$(inspected Cmd)"
-health=$(b inspect --type image --format '{{range .Docker.config.Healthcheck.Test}}{{.}} {{end}}' rustunnel-py | sed 's/^CMD //')
+health=$(b inspect --type image --format '{{range .Docker.Config.Healthcheck.Test}}{{.}} {{end}}' rustunnel-py | sed 's/^CMD //')
 echo "   command: $command; health check: $health"
-[ "$(b inspect --type container --format '{{.Docker.config.User}}' "$container")" = rustunnel ]
+[ "$(b inspect --type container --format '{{.Docker.Config.User}}' "$container")" = rustunnel ]
 # shellcheck disable=SC2086  # words of a command
 b run --isolation chroot "$container" -- $command >"$work/server.log" 2>&1 &
 server=$!

@@ -16,12 +16,26 @@ import pytest
 from click.testing import CliRunner
 
 from rustunnel_py import cli
+from rustunnel_py.client.config import (
+    AgentConfig,
+    HttpTunnel,
+    LocalAddress,
+    Login,
+    Pin,
+    Scheme,
+    ServerAddress,
+    SystemTrust,
+    TcpTunnel,
+)
+from rustunnel_py.client.failure import NameRefused, TokenRefused
 from rustunnel_py.config import Config, keys
 from rustunnel_py.errors import ConfigError, PortInUse, StoreBroken
 from rustunnel_py.store.folder import ApiAddress, DataFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rustunnel_py.model.access import Secret
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,6 +131,91 @@ def test_every_flag_of_serve_sets_its_key(environment: dict[str, str], monkeypat
     assert seen["config"].limits.tcp_port_range == (6, 7)
     assert CliRunner().invoke(cli.commands, ["serve", "--dashboard-plain"]).exit_code == 0
     assert seen["config"].server.dashboard_plain
+
+
+@pytest.mark.usefixtures("environment")
+class TestLogin:
+    @pytest.fixture
+    def seen(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, object, object]]:
+        """What `login` is called with: server, token, pin, whether there is somebody to ask."""
+        seen: list[tuple[str, str, object, object]] = []
+
+        async def login(server: ServerAddress, *, token: Secret, pin: object, confirm: object, **_: object) -> Login:
+            seen.append((str(server), token.reveal(), pin, confirm))
+            return Login(server, token, SystemTrust())
+
+        monkeypatch.setattr("rustunnel_py.client.login.login", login)
+        return seen
+
+    def test_token_from_standard_input(self, seen: list[object]) -> None:
+        pin = "sha256:" + "ab" * 32
+        outcome = CliRunner().invoke(cli.commands, ["login", "T.example:99", "--pin", pin], input="hush\n")
+        assert outcome.exit_code == 0
+        assert "logged in to t.example:99" in outcome.stdout
+        assert "hush" not in outcome.output
+        assert seen == [("t.example:99", "hush", Pin(pin), None)]
+
+    def test_token_from_the_environment(self, seen: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RUSTUNNEL_TOKEN", "of-the-environment")
+        outcome = CliRunner().invoke(cli.commands, ["login", "t.example"], input="hush\n")
+        assert "RUSTUNNEL_TOKEN" in outcome.stderr
+        assert seen == [("t.example:4040", "of-the-environment", None, None)]
+
+    def test_no_token(self, seen: list[object]) -> None:
+        outcome = CliRunner().invoke(cli.commands, ["login", "t.example"], input="")
+        assert str(outcome.exception) == "standard input: the token is empty"
+        assert seen == []
+
+
+@pytest.mark.usefixtures("environment")
+class TestAgent:
+    """The commands that open tunnels, up to the agent itself."""
+
+    @pytest.fixture
+    def seen(self, monkeypatch: pytest.MonkeyPatch) -> list[AgentConfig]:
+        seen: list[AgentConfig] = []
+
+        async def run_agent(config: AgentConfig, screen: object) -> int:
+            seen.append(config)
+            return 4
+
+        monkeypatch.setattr("rustunnel_py.client.agent.run_agent", run_agent)
+        monkeypatch.setenv("RUSTUNNEL_SERVER", "t.example")
+        monkeypatch.setenv("RUSTUNNEL_TOKEN", "hush")
+        return seen
+
+    def run(self, *words: str) -> int:
+        return CliRunner().invoke(cli.commands, words).exit_code
+
+    def test_http(self, seen: list[AgentConfig]) -> None:
+        options = ["--subdomain", "web", "--host-header", "rewrite", "--take-over", "--local-insecure"]
+        assert self.run("http", "https://app:3000", *options) == 4
+        local = LocalAddress("app", 3000, Scheme.HTTPS)
+        assert seen[0].tunnels == (HttpTunnel(local, "web", "rewrite", local_insecure=True, take_over=True),)
+        assert (str(seen[0].login.server), seen[0].login.token.reveal()) == ("t.example:4040", "hush")
+        assert not seen[0].options.websocket
+        assert self.run("http", "3000", "--proxy-protocol", "v2", "--websocket", "--server", "other:9") == 4
+        assert seen[1].tunnels == (HttpTunnel(LocalAddress("localhost", 3000), proxy_protocol=2),)
+        assert (str(seen[1].login.server), seen[1].options.websocket) == ("other:9", True)
+
+    def test_tcp(self, seen: list[AgentConfig]) -> None:
+        assert self.run("tcp", "db:5432", "--port", "20005") == 4
+        assert seen[0].tunnels == (TcpTunnel(LocalAddress("db", 5432), 20005),)
+
+    def test_start(self, seen: list[AgentConfig], tmp_path: Path) -> None:
+        file = tmp_path / "agent.toml"
+        file.write_text(
+            "server = 'of-the-file'\nwebsocket = true\n[tunnels.a]\nprotocol = 'http'\nlocal = 3000\n"
+            "[tunnels.b]\nprotocol = 'tcp'\nlocal = 22\n"
+        )
+        assert self.run("start", str(file)) == 4
+        wanted = (HttpTunnel(LocalAddress("localhost", 3000)), TcpTunnel(LocalAddress("localhost", 22)))
+        assert (seen[0].tunnels, seen[0].options.websocket) == (wanted, True)
+        assert str(seen[0].login.server) == "t.example:4040"  # the environment goes first
+
+    def test_an_exit_code_of_the_agent_is_that_of_the_process(self) -> None:
+        assert cli.exit_code(TokenRefused("no")) == 3
+        assert cli.exit_code(NameRefused("no")) == 4
 
 
 def test_data_folder() -> None:

@@ -207,6 +207,23 @@ def test_example_file_names_every_key_with_its_default() -> None:
         assert re.search(rf"^{key.name} = ", table, re.MULTILINE), key.dotted
 
 
+def test_settings_and_commands_of_the_image_exist() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    settings = dict(re.findall(r"(RUSTUNNEL_\w+)=(\S+)", text))
+    loaded = load(None, settings, {})
+    assert (loaded.server.dashboard_host, loaded.server.dashboard_port, loaded.server.dashboard_tls) == (
+        "::",
+        8443,
+        True,
+    )
+    assert (loaded.server.http_port, loaded.server.https_port, loaded.server.control_port) == (80, 443, 4040)
+    exposed = set(re.findall(r"\d+", re.findall(r"^EXPOSE (.*)$", text, re.MULTILINE)[0]))
+    assert exposed == {"80", "443", "4040", "8443", *map(str, loaded.limits.tcp_port_range)}
+    for command in ("serve", "health"):
+        assert f'"{command}"]' in text
+        assert command in cli.commands.commands
+
+
 @pytest.mark.parametrize(
     ("wanted", "got", "fits"),
     [

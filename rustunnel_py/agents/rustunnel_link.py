@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from rustunnel_py.hub.link import ExchangeSink
     from rustunnel_py.model.visit import Visit
+    from rustunnel_py.transport.trunk import Trunk
     from rustunnel_py.wire.http1 import RequestHead
     from rustunnel_py.wire.sink import Crashable, Pipe, Sink
 
@@ -49,8 +50,6 @@ QUEUE_SECONDS = 10.0  # and for how long: what a visitor takes for a slow page
 OPENING_SECONDS = 10.0  # until an agent that acknowledges at once has acknowledged a stream
 FIRST_BYTE_SECONDS = 300.0  # from the end of the request; long polls end well below, the original's 60 s cut some
 RETIRE_SECONDS = 2.0  # for the local service to end a connection that is of no more use
-PING_SECONDS = 10.0  # yamux pings: keep idle paths open and measure silence
-PONG_SECONDS = 5.0  # on raw data sockets, which have no other sign of life
 
 
 class PumpPart(Protocol):
@@ -119,7 +118,6 @@ class RustunnelLink:
         self._data_lost = data_lost
         self._limits = limits
         self.session: Session | None = None
-        self._raw = False
         self._closed: LinkLost | None = None
         self._kept: dict[str, list[Local]] = {}  # by tunnel: only a PROXY header ties a connection to more than that
         self._owned: dict[tuple[str, object], Local] = {}
@@ -128,9 +126,6 @@ class RustunnelLink:
         self._opening: dict[Stream, float] = {}
         self._queue: deque[LinkExchange | WaitingPipe] = deque()
         self._waiting = 0
-        self._pongs_due = 0
-        self._pinged = 0.0
-        self._ping_due = 0.0
         self._off_sweep = pump.on_sweep(self.sweep)
 
     def __repr__(self) -> str:
@@ -169,7 +164,7 @@ class RustunnelLink:
 
     # data sockets
 
-    def attach(self, trunk: Pipe, *, raw: bool) -> Session:
+    def attach(self, trunk: Trunk) -> None:
         """A data socket came: `trunk` carries yamux from now on. One that is still there is given up first."""
         if self.session is not None:
             self.detach(Reset("another data socket took its place"))
@@ -183,10 +178,9 @@ class RustunnelLink:
         )
         trunk.sink = session
         self.session = session
-        self._raw = raw
-        self._send_ping(session, self.pump.now)
+        session.ping(secrets.randbits(32))  # both stock sides do so right at the start
+        trunk.keep_alive(session.ping)
         self._serve_queue()
-        return session
 
     def detach(self, error: LinkLost) -> None:
         """The data socket is given up by its owner: what is in flight fails at once."""
@@ -215,7 +209,7 @@ class RustunnelLink:
             self.retire(local)
 
     def sweep(self, now: float) -> None:
-        """Once a second, by the pump: deadlines of streams, of those who wait, of the data socket."""
+        """Once a second, by the pump: deadlines of streams and of those who wait."""
         later = self.pump.later
         for exchange in self.unanswered:
             if now - exchange.since > self._first_byte_seconds:
@@ -228,7 +222,6 @@ class RustunnelLink:
         if session is not None:
             self._sweep_opening(now)
             session.sweep(now)
-            self._sweep_pings(session, now)
 
     def _sweep_locals(self, now: float) -> None:
         for tunnel_id, pool in list(self._kept.items()):
@@ -256,18 +249,6 @@ class RustunnelLink:
                 late = _Late(stream.sink)
                 stream.reset()
                 self.pump.later(late, late.tell)
-
-    def _sweep_pings(self, session: Session, now: float) -> None:
-        if self._raw and session.pongs < self._pongs_due and now - self._pinged > PONG_SECONDS:
-            session.lost(Expired(f"the data socket was silent for {PONG_SECONDS:g} s after a ping"))
-        elif now >= self._ping_due:
-            self._send_ping(session, now)
-
-    def _send_ping(self, session: Session, now: float) -> None:
-        self._pongs_due = session.pongs + 1
-        self._pinged = now
-        self._ping_due = now + PING_SECONDS
-        session.ping(secrets.randbits(32))
 
     def _ended(self, error: LinkLost) -> None:
         """The session ended, by its trunk or by the agent's fault; every stream has heard so."""

@@ -69,6 +69,9 @@ def build_app(
     @app.after_request
     async def add_headers(response: Response) -> Response:
         response.headers.update(HEADERS)
+        if response.status_code == 204:
+            response.headers.pop("Content-Length", None)  # RFC 9110 section 8.6
+            response.headers.pop("Content-Type", None)
         return response
 
     @app.get("/api/health/live")

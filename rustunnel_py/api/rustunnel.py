@@ -132,7 +132,7 @@ def blueprint(registry: Registry, sessions: Sessions, accounts: Accounts, tunnel
             sessions.close_visible(current(), parse_id(tunnel_id))
         except NotFound:
             raise NotFound("invalid tunnel id") from None  # the seed's words for an unknown id, too
-        return Response(status=204)
+        return Response(b"", 204)
 
     @api.get("/tokens")
     async def list_tokens() -> Response:
@@ -150,7 +150,7 @@ def blueprint(registry: Registry, sessions: Sessions, accounts: Accounts, tunnel
     async def delete_token(token_id: str) -> Response:
         accounts.require_admin(current())
         await accounts.delete_token(parse_id(token_id))
-        return Response(status=204)
+        return Response(b"", 204)
 
     @api.get("/history")
     async def history() -> Response:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+import h11
 import structlog
 import trio
 from hypercorn.config import Config
@@ -26,7 +27,6 @@ from hypercorn.typing import ConnectionState
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import h11
     from hypercorn.events import Event
     from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Scope
     from quart import Quart
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 60.0  # between requests; browsers reopen without anybody noticing
 HEAD_SECONDS = 10.0
 SEND_SECONDS = 20.0  # for at most what the app yields at once
+EOF_SECONDS = 10.0  # after the client's end, for the answer that is under way; it may as well be gone
 LINGER_SECONDS = 2.0  # after the last answer: time for the client to read it before a RST could discard it
 CLOSE_SECONDS = 5.0  # for the last bytes to leave
 QUEUED_MAX = 10  # pieces of a body between reader and app
@@ -64,16 +65,15 @@ class ApiServer:
         An exception ends this connection only: nothing but Cancelled comes out.
         """
         try:
-            connection = _Served(self, stream)
-            await connection.run(scheme, peer, local)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await _Served(self, stream).run(scheme, peer, local)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # it went away in the middle of something
-        except Exception as error:
-            self._crashed(error)
+        except* Exception as crash:
+            self.crashed(crash)
         finally:
             await _end(stream)
 
-    def _crashed(self, error: BaseException) -> None:
+    def crashed(self, error: BaseException) -> None:
         self.crashes += 1
         log.error("an API connection crashed", exc_info=error)
 
@@ -91,6 +91,20 @@ class _Protocol(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         """No h2 and no h2c: such a request is served as the HTTP/1.1 request that it is."""
 
+    async def _send_error_response(self, status_code: int) -> None:
+        """For what is no HTTP: JSON like every other error."""
+        body = b'{"error":"bad request"}' if status_code == 400 else b'{"error":"the request cannot be served"}'
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+            (b"cache-control", b"no-store"),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
 
 class _Served:
     """One connection: what Hypercorn wants of a server, on tasks and deadlines of ours."""
@@ -100,6 +114,7 @@ class _Served:
         self._app = server._app
         self._stream = stream
         self._sending = trio.Lock()
+        self._eof = False
         self._ended = False
         self._idle = True
         self._reading = trio.CancelScope()
@@ -117,15 +132,12 @@ class _Served:
             (local.ip, local.port),
             self._send,
         )
-        try:
-            async with trio.open_nursery() as nursery:
-                self._tasks.nursery = nursery
-                with self._reading:
-                    self._reading.deadline = trio.current_time() + HEAD_SECONDS
-                    await self._read()
-                nursery.cancel_scope.cancel()  # an app that still runs has nobody to answer
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+        async with trio.open_nursery() as nursery:
+            self._tasks.nursery = nursery
+            with self._reading:
+                self._reading.deadline = trio.current_time() + HEAD_SECONDS
+                await self._read()
+            nursery.cancel_scope.cancel()  # an app that still runs has nobody to answer
         if self._ended:
             await self._linger()
 
@@ -135,15 +147,20 @@ class _Served:
             if data and self._idle:
                 self._idle = False
                 self._reading.deadline = trio.current_time() + HEAD_SECONDS
+            self._eof = not data
             await self._protocol.handle(RawData(bytes(data)))
-            if not data:
+            if self._eof:
+                if not self._idle:  # a client may end its side and still wait for the answer
+                    self._reading.deadline = trio.current_time() + EOF_SECONDS
+                    await trio.sleep_forever()
                 break
-        await self._protocol.handle(Closed())
 
     async def _send(self, event: Event) -> None:
         match event:
             case RawData(data):
                 await self._send_all(data)
+            case Updated(idle=True) if self._eof:
+                self._finish()
             case Updated(idle=True):
                 self._idle = True
                 self._reading.deadline = trio.current_time() + IDLE_SECONDS
@@ -156,7 +173,7 @@ class _Served:
     async def _send_all(self, data: bytes) -> None:
         try:
             async with self._sending:
-                with trio.fail_after(SEND_SECONDS):
+                with trio.CancelScope(shield=True):
                     await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             self._tasks.nursery.cancel_scope.cancel()
@@ -175,7 +192,9 @@ class _Served:
                 while await self._stream.receive_some(READ_SIZE):
                     pass
 
-    async def run_app(self, scope: Scope, receive: Any, send: Callable[[ASGISendEvent | None], Awaitable[None]]) -> None:
+    async def run_app(
+        self, scope: Scope, receive: Any, send: Callable[[ASGISendEvent | None], Awaitable[None]]
+    ) -> None:
         """One request. `send(None)` tells Hypercorn that the app is through with it."""
         try:
             await self._app(scope, receive, send)
@@ -183,9 +202,9 @@ class _Served:
             _, rest = group.split(trio.Cancelled)
             if rest is None:
                 raise
-            self._server._crashed(rest)
+            self._server.crashed(rest)
         except Exception as error:
-            self._server._crashed(error)
+            self._server.crashed(error)
         await send(None)
 
 

@@ -143,6 +143,7 @@ class AgentSession:
         self._answers: dict[str, _Answer] = {}
         self._scope = trio.CancelScope()
         self._failure: AgentFailure | None = None
+        self._leaving = False
         self._last_heard = 0.0
         self._pinged = (0, 0.0)  # timestamp as sent, and when
 
@@ -173,13 +174,16 @@ class AgentSession:
             self._fail(Unreachable(_farewell(ended)))
 
     def _fail(self, failure: AgentFailure) -> None:
-        """The first reason counts."""
+        """The first reason counts. While we leave, the end of the control socket is what we wait for."""
+        if self._leaving:
+            return
         if self._failure is None and not self._scope.cancel_called:
             self._failure = failure
         self._scope.cancel()
 
     async def _leave(self) -> None:
         """A clean end: the addresses are free at once. Bounded, whatever the server does."""
+        self._leaving = True
         with trio.move_on_after(LEAVE_SECONDS):
             try:
                 for tunnel_id in self._serving.tunnel_ids():

@@ -94,11 +94,11 @@ class Turn:
     # what the link calls
 
     def interim(self, head: ReplyHead) -> None:
-        """Passed on to HTTP/1.1, up to a number; one 100, and only where it is waited for."""
+        """Passed on to HTTP/1.1, up to a number; of 100 at most one, and none once the body comes."""
         if self.over or self.head_sent or self.request.minor == 0:
             return
         if head.status == 100:
-            if self.continued or not self.request.expects_continue:
+            if self.continued:
                 return
             self.continued = True
             self.input_seen = 0

@@ -198,12 +198,18 @@ class Visitor:
 
     @property
     def ends_soon(self) -> bool:
-        """No request will follow the present one."""
-        return self._eof or self._shared.draining
+        """No request will follow the present one.
+
+        What was sent early to a WebSocket that did not come to be is no request, whatever it looks like.
+        """
+        return self._eof or self._shared.draining or (bool(self._held) and self._awaits_switch())
 
     @property
     def interims_max(self) -> int:
         return self._shared.limits.interims
+
+    def _awaits_switch(self) -> bool:
+        return self._turn is not None and self._turn.request.is_upgrade
 
     def body_goes_on(self) -> None:
         """It was not the visitor who was slow: its body is timed from now on."""
@@ -583,7 +589,7 @@ class Visitor:
         request = turn.request
         turn.status = page.status
         unread = not turn.uploaded and request.block.body != 0
-        close = unread or self._eof or self._shared.draining or not request.keep_alive or page.status == 500
+        close = unread or self.ends_soon or not request.keep_alive or page.status == 500
         self._write(page, head_only=request.method == b"HEAD", close=close, minor=request.minor)
         self._close_turn(turn)
         if close:
@@ -628,12 +634,13 @@ class Visitor:
     def turn_over(self, turn: Turn) -> None:
         """The reply is complete: the next request, or the end."""
         self._served = True
+        last = self.ends_soon or turn.close
         self._close_turn(turn)
         if not turn.uploaded:
             if turn.exchange is not None:
                 turn.exchange.reset()  # its request never becomes complete
             self._finish(linger=True)
-        elif turn.close or self._eof or self._shared.draining:
+        elif last:
             self._finish(linger=bool(self._held))
         else:
             self._idle()

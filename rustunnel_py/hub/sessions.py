@@ -44,7 +44,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class Agent(TypingProtocol):
     """What sessions ask of the shell that holds an agent's sockets."""
 
-    link: Link
+    @property
+    def link(self) -> Link: ...
 
     async def answers(self, within: float) -> bool:
         """Whether the agent answers a ping within so many seconds."""
@@ -55,8 +56,8 @@ class Agent(TypingProtocol):
     async def say_goodbye(self) -> None:
         """The server stops: tell the agent in its own protocol, then drop it. Flushes first."""
 
-    def tell_visit(self) -> TellVisit | None:
-        """Where to tell the agent of its visits, for agents that want to know."""
+    def tell_visit(self, tunnel_id: str) -> TellVisit | None:
+        """Where to tell the agent of a tunnel's visits, for agents that want to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +295,7 @@ class Sessions:
         tunnel.protocol = wish.protocol
         tunnel.local_addr = wish.local_addr
         tunnel.target = wish.target
-        tunnel.tell = agent.tell_visit()
+        tunnel.tell = agent.tell_visit(tunnel.id)
         session.tunnels[tunnel.id] = tunnel
         self._registry.serve(tunnel, session, agent.link, session.peer)
         caller = session.caller

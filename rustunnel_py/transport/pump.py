@@ -78,6 +78,7 @@ class Handler(Protocol):
 class Pump(Protocol):
     now: float  # trio's clock, read once a pass
     crashes: int  # what the guards caught; a healthy process has 0
+    passes: int  # how many there were
     on_crash: Callable[[Exception], None] | None  # hears each of them, for the log
     scratch: memoryview  # the receive buffer that all connections share; valid during one ready() only
 
@@ -87,9 +88,9 @@ class Pump(Protocol):
     def drop(self, handler: Handler) -> None:
         """Let go of `handler`; called before its socket is closed. Nothing if it is not there."""
 
-    def later(self, by: Crashable, function: Callable[[], None]) -> None: ...
+    def later(self, by: Crashable, function: Callable[[], object]) -> None: ...
 
-    def call(self, by: Crashable, function: Callable[[], None]) -> None:
+    def call(self, by: Crashable, function: Callable[[], object]) -> None:
         """From a trio task: touch a machine now, guarded, and ring the bell so that what it wrote is flushed."""
 
     def again(self, handler: Handler, flags: int) -> None:
@@ -116,7 +117,7 @@ class _Pump:
         self.on_crash: Callable[[Exception], None] | None = None
         self.scratch = memoryview(bytearray(SCRATCH_SIZE))
         self._again: dict[Handler, int] = {}
-        self._calls: list[tuple[Crashable, Callable[[], None]]] = []
+        self._calls: list[tuple[Crashable, Callable[[], object]]] = []
         self._flushes: dict[Flushable, None] = {}
         self._sweeps: dict[object, Callable[[float], None]] = {}
         self._in_pass = False
@@ -125,7 +126,7 @@ class _Pump:
 
     # what machines ask for
 
-    def later(self, by: Crashable, function: Callable[[], None]) -> None:
+    def later(self, by: Crashable, function: Callable[[], object]) -> None:
         self._calls.append((by, function))
         if not self._in_pass:
             self._bell.set()
@@ -142,7 +143,7 @@ class _Pump:
             self._bell.set()
 
     @trio.lowlevel.enable_ki_protection
-    def call(self, by: Crashable, function: Callable[[], None]) -> None:
+    def call(self, by: Crashable, function: Callable[[], object]) -> None:
         if self._in_pass:
             try:
                 function()
@@ -294,6 +295,9 @@ class _Pump:
             self._again.clear()
         self._finish()
 
+    def close(self) -> None:
+        """The tasks have ended, too."""
+
     def add(self, handler: Handler) -> None:
         raise NotImplementedError
 
@@ -391,8 +395,7 @@ class EpollPump(_Pump):
         super().start(nursery)
         nursery.start_soon(self._wait, name="pump")
 
-    def end(self) -> None:
-        super().end()
+    def close(self) -> None:
         self._epoll.close()
 
 
@@ -541,3 +544,5 @@ async def open_pump(kind: Literal["auto", "epoll", "portable"] = "auto") -> Asyn
         if failure is not None and group.exceptions == (failure,):
             raise failure from failure.__cause__
         raise
+    finally:
+        pump.close()

@@ -241,12 +241,12 @@ class P2pPunchInstructions(_Frame, frozen=True, kw_only=True, tag="p2p_punch_ins
 class VisitLine(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One visit for the agent's screen; `ms` is how long it took."""
 
-    tunnel_id: str
     method: str
     path: str
     status: int
     ms: float
     capture_id: str | None = None
+    tunnel_id: str | None = None
 
 
 class Visits(_Frame, frozen=True, kw_only=True, tag="visits"):
@@ -257,8 +257,6 @@ class Visits(_Frame, frozen=True, kw_only=True, tag="visits"):
 
 class GoingAway(_Frame, frozen=True, kw_only=True, tag="going_away"):
     """Ours, to agents that sent `features`: this server stops; come back soon."""
-
-    reason: str | None = None
 
 
 AgentFrame: TypeAlias = (

@@ -121,9 +121,8 @@ def parse_host(value: bytes) -> tuple[str, int | None]:
     Names are letters, digits and hyphens (no `_`, no escapes, no user name); literals are `[…]` as in RFC
     3986 §3.2.2.
     """
-    text = value.decode("latin-1")
-    # Before lower(): a few letters beyond ASCII fold into it.
-    match = _HOST.fullmatch(text.lower()) if text.isascii() else None
+    # Latin-1: none of its letters folds into ASCII, as a few of Unicode do.
+    match = _HOST.fullmatch(value.decode("latin-1").lower())
     if match is None:
         raise HttpError(400, "bad-host", "Host is not a host name with an optional port.")
     name, literal, port = match.groups()

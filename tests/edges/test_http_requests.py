@@ -160,9 +160,8 @@ def test_H47_ten_thousand_pipelined_requests_stop_the_reading_and_not_the_memory
     rig.link.answer = None
     connection.feed(get("/x") * 10_000)
     assert connection.uncredited <= 128 * 1024
-    assert len(connection.unread) > 300_000
+    assert len(connection.unread) > 250_000
     rig.link.answer = OK
-    rig.exchange.finish = lambda trailers=(): None  # type: ignore[method-assign,misc]
     rig.exchange.reply(OK)
     while rig.link.due or connection.unread:
         rig.link.run()
@@ -381,11 +380,12 @@ def test_take_control_gets_the_connection_and_every_byte_uncredited(rig: Rig) ->
     rig.shared.take_control = take_control
     raw = get("/_control", "Upgrade: x", host="example.test")
     connection = rig.connect()
-    connection.feed(raw + b"early", step=9)
-    assert taken == [raw + b"e" * 0 + (raw + b"early")[len(raw) : len(taken[0])]]
+    connection.feed(raw[:9])
+    connection.feed(raw[9:] + b"early")
+    assert taken == [raw + b"early"]
     assert not connection.is_over
     assert connection.written == b""
-    assert connection.uncredited >= len(taken[0])
+    assert connection.uncredited == len(taken[0])
     assert status_of(rig.send(get("/", host="example.test")).take()) == 200
 
 

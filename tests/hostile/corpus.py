@@ -844,6 +844,37 @@ def _message_rows() -> None:
         numbered[0] + numbered[1] + head(b"TRACE / HTTP/1.1", HOST),
         then(*answers[:2], refused(405)),
     )
+    again = head(b"GET /1 HTTP/1.1", b"X-A: b", HOST)
+    _add(
+        "H47",
+        "second with one more header",
+        get() + again,
+        then(forwarded(lacks=[b"x-a"]), forwarded(target=b"/1", has=[b"X-A: b"])),
+    )
+    _add(
+        "H47",
+        "second with a length before the same block",
+        get() + head(b"POST /1 HTTP/1.1", b"Content-Length: 2", HOST) + b"ab" + again,
+        then(forwarded(), forwarded(b"POST", b"/1", b"ab"), forwarded(target=b"/1", has=[b"X-A: b"])),
+    )
+    _add(
+        "H47",
+        "second with a bad header before the same block",
+        get() + head(b"GET / HTTP/1.1", b"X A: b", HOST),
+        then(forwarded(), refused(400)),
+    )
+    _add(
+        "H47",
+        "same block in 1.0",
+        get(CHUNKED) + b"0\r\n\r\n" + head(b"GET / HTTP/1.0", HOST, CHUNKED) + b"0\r\n\r\n",
+        then(forwarded(), refused(400)),
+    )
+    _add(
+        "H47",
+        "same block with another method",
+        get(*WEBSOCKET[:1]) + head(b"TRACE / HTTP/1.1", HOST, WEBSOCKET[0]),
+        then(forwarded(), refused(405)),
+    )
     _add("H47", "one byte behind", numbered[0] + b"G", then(answers[0], waits()))
     _add("H47", "one NUL behind", numbered[0] + b"\0", then(answers[0], refused(400)))
     _add(

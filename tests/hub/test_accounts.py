@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -127,13 +128,13 @@ async def test_C08_a_live_token_with_a_wrong_tail(accounts: Accounts) -> None:
 async def test_C10_every_failure_does_the_same_work(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
     _, expired = await accounts.create_token("old", expires_at=NOW)
     compared: list[tuple[int, int]] = []
-    real = accounts_module.hmac.compare_digest
+    real = hmac.compare_digest
 
     def compare(left: str, right: str) -> bool:
         compared.append((len(left), len(right)))
         return real(left, right)
 
-    monkeypatch.setattr(accounts_module.hmac, "compare_digest", compare)
+    monkeypatch.setattr(hmac, "compare_digest", compare)
     work = []
     for token in ("", "unknown", ADMIN.reveal()[:-1], expired.reveal()):
         compared.clear()

@@ -110,7 +110,7 @@ class LocalEcho:
         self.open += 1
         try:
             async with stream:
-                async for data in stream:  # type: ignore[union-attr]
+                async for data in stream:
                     await stream.send_all(data)
                 if isinstance(stream, trio.abc.HalfCloseableStream):
                     await stream.send_all(b"|end")

@@ -20,7 +20,7 @@ from rustunnel_py.wire.http1 import (
     Headers,
     RequestHead,
     chunk,
-    find_head_end,
+    find_reply_head_end,
     judge_reply,
     last_chunk,
     render_request,
@@ -141,16 +141,17 @@ class FakeExchange:
             self.reply(answer if isinstance(answer, bytes) else answer(self))
 
     def reply(self, data: bytes) -> None:
-        """The bytes of the local service, as they come; several calls make one reply. Nothing after a reset."""
+        """The bytes of the local service; several calls make one reply, a head comes whole. Nothing after a reset."""
         while data and self.is_live:
             if self._reader is None:
-                end = find_head_end(data, 0, REPLY_LIMITS)
-                assert end > 0, "a reply's head comes whole here"
-                raw, data = data[:end], data[end:]
                 try:
+                    end = find_reply_head_end(data, 0, REPLY_LIMITS)
+                    if end < 0:
+                        return
+                    raw, data = data[:end], data[end:]
                     head = judge_reply(raw, self.request.method, REPLY_LIMITS, upgrade=self.request.is_upgrade)
                 except HttpError as error:
-                    self.fail(HopError(Hop.LOCAL_SERVICE, error.status, error.code, error.detail))
+                    self.fail(HopError(Hop.LOCAL_SERVICE, 502, error.code, error.detail))
                     return
                 if head.status == 101:
                     self.pipe = FakePipe(room=self._link.room)
@@ -160,7 +161,8 @@ class FakeExchange:
                         self.pipe.feed(data)
                     return
                 if head.status < 200:
-                    self._sink.interim(head)
+                    if head.status in (100, 103):
+                        self._sink.interim(head)
                     continue
                 self._sink.head(head)
                 self._reader = BodyReader(head.body, self, REPLY_LIMITS)
@@ -172,7 +174,10 @@ class FakeExchange:
 
                 def feed(view: memoryview, reader: BodyReader = reader) -> None:
                     nonlocal used
-                    used = reader.feed(view)
+                    try:
+                        used = reader.feed(view)
+                    except HttpError as error:
+                        self.fail(HopError(Hop.LOCAL_SERVICE, 502, error.code, error.detail))
 
                 _lend(data, feed)
                 if used == 0:

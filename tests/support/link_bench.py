@@ -11,7 +11,6 @@ from rustunnel_py.errors import Reset
 from rustunnel_py.model.tunnel import Peer
 from rustunnel_py.model.visit import LocalTarget, Visit, VisitKind
 from rustunnel_py.wire.http1 import REQUEST_LIMITS, judge_request
-from rustunnel_py.wire.sink import SILENT
 from rustunnel_py.wire.yamux import Limits, Role
 from tests.support.muxpair import Hearing, PretendLater, PretendTrunk, Side, feed
 
@@ -106,12 +105,25 @@ class Turn:
         self.error = error
 
 
+class KeptAliveTrunk(PretendTrunk):
+    """A whole trunk; what it would ping with is noted."""
+
+    sent = 0
+    received = 0
+    ping: Callable[[int], None] | None = None
+
+    def keep_alive(self, ping: Callable[[int], None]) -> None:
+        self.ping = ping
+
+    def close(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
 class LinkBench:
     """The link, its trunk's other end (a yamux server that notes its streams), and the visits of a test."""
 
-    def __init__(
-        self, *, prompt: bool = False, raw: bool = False, connect: bool = True, max_streams: int = 400
-    ) -> None:
+    def __init__(self, *, prompt: bool = False, connect: bool = True, max_streams: int = 400) -> None:
         self.pump = PretendPump()
         self.notified: deque[tuple[str, Visit]] = deque()
         self.lost: list[LinkLost] = []
@@ -122,8 +134,7 @@ class LinkBench:
             data_lost=self.lost.append,
             limits=Limits(max_streams=max_streams),
         )
-        self.raw = raw
-        self.trunk = PretendTrunk()
+        self.trunk = KeptAliveTrunk()
         self.agent = Side(Role.SERVER)
         self.visits = 0
         if connect:
@@ -131,9 +142,9 @@ class LinkBench:
 
     def connect(self) -> None:
         """A data socket comes, and the agent answers its first ping."""
-        self.trunk = PretendTrunk()
+        self.trunk = KeptAliveTrunk()
         self.agent = Side(Role.SERVER)
-        self.link.attach(self.trunk, raw=self.raw)
+        self.link.attach(self.trunk)
         self.settle()
 
     def drop(self) -> None:
@@ -214,6 +225,3 @@ class LinkBench:
         assert stream.stream is not None
         stream.stream.reset()
         self.settle()
-
-    def idle_is_silent(self) -> bool:
-        return all(one.stream is None or one.stream.sink is not SILENT for one in self.streams)

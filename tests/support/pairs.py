@@ -105,6 +105,16 @@ def stream_pair(kind: str, pump: Pump) -> tuple[ConnectionStream, ConnectionStre
     return ConnectionStream(one), ConnectionStream(other)
 
 
+def do(pump: Pump, connection: SocketConnection, *steps: Callable[[], object]) -> None:
+    """Several calls on `connection` in one go, as a trio task makes them."""
+
+    def run() -> None:
+        for step in steps:
+            step()
+
+    pump.call(connection, run)
+
+
 async def spin(condition: Callable[[], bool], rounds: int = 100_000) -> None:
     """Let everybody run until `condition` holds; AssertionError after so many turns of the loop."""
     for _ in range(rounds):

@@ -113,12 +113,13 @@ class Upgrade:
     headers: dict[str, str]
     source: Bytes
 
-    async def accept(self) -> None:
+    async def accept(self, more: bytes = b"") -> None:
+        """Answer 101; `more` follows in the same segment."""
         key = self.headers["sec-websocket-key"]
         answer = base64.b64encode(hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
         await self.source.send(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + answer + b"\r\n\r\n"
+            b"Sec-WebSocket-Accept: " + answer + b"\r\n\r\n" + more
         )
 
     async def refuse(self, status: int, more: bytes = b"") -> None:
@@ -341,10 +342,15 @@ class PlayedServer:
         self.port = port
         self.handshakes = 0
         self.connections = 0
+        self.sockets: list[trio.SocketStream] = []
         self.early: list[bytes] = []  # what came on connections before any complete upgrade
         self._nursery = nursery
         self._send_control, self._controls = trio.open_memory_channel[Upgrade](100)
         self._send_data, self._datas = trio.open_memory_channel[Upgrade](100)
+
+    def channels_close(self) -> None:
+        for channel in (self._send_control, self._controls, self._send_data, self._datas):
+            channel.close()
 
     async def next_upgrade(self) -> Upgrade:
         """The next `/_control` upgrade, not yet answered."""
@@ -361,12 +367,17 @@ class PlayedServer:
     async def next_data(self, *, raw: bool, answer_pings: bool = True) -> PlayedData:
         upgrade = await self.next_data_upgrade()
         await upgrade.accept()
+        return self.follow(upgrade, raw=raw, answer_pings=answer_pings)
+
+    def follow(self, upgrade: Upgrade, *, raw: bool, answer_pings: bool = True) -> PlayedData:
+        """Read a data socket whose upgrade was accepted."""
         data = PlayedData(upgrade, raw=raw, answer_pings=answer_pings)
         self._nursery.start_soon(data.run)
         return data
 
     async def serve(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
         self.connections += 1
+        self.sockets.append(stream)
         tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         try:
             await tls.do_handshake()
@@ -409,5 +420,10 @@ async def played_server(identity: Identity | None = None, port: int = 0) -> Asyn
                     nursery.start_soon(server.serve, trio.SocketStream(accepted), context)
 
             nursery.start_soon(accept)
-            yield server
+            try:
+                yield server
+            finally:
+                for stream in server.sockets:
+                    stream.socket.close()
+                server.channels_close()
             nursery.cancel_scope.cancel()

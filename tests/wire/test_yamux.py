@@ -406,6 +406,7 @@ def test_Y24_odd_acknowledgements_and_unknown_bits_change_nothing() -> None:
     side = client()
     hearing = opened(side)
     assert side.feed(window_frame(1, 0, ACK), window_frame(99, 0, ACK)) == []
+    assert side.session.ignored == 2
     side.feed(data_frame(1, b"x", 0xFFF0), data_frame(1, b"y", ACK))
     assert hearing.received == b"xy"
     accepting = server()
@@ -730,6 +731,23 @@ def test_FIN_waits_for_what_is_pending_and_room_is_said_before_all_is_forgotten(
     assert side.session.open_streams == 0
 
 
+def test_room_is_said_to_a_stream_that_ended_with_its_window_used_up() -> None:
+    """Its source waits to be paid for what was taken, whether or not more may be sent."""
+    side = client(high=100_000)
+    hearing = opened(side, b"x" * 16)
+    assert hearing.stream is not None
+    assert not hearing.stream.send(b"y" * (INITIAL_WINDOW - 16))
+    hearing.stream.send_eof()
+    raw = b""
+    while side.trunk.out:
+        assert hearing.events == []
+        raw += side.trunk.take()
+    assert hearing.events == ["room"]
+    frames = split_frames(raw)
+    assert sum(frame.length for frame in frames) == INITIAL_WINDOW - 16
+    assert frames[-1] == Frame(0, FIN, 1, 0)
+
+
 def test_rule_1_no_call_on_a_stream_calls_its_sink() -> None:
     side = client(high=10)
     hearing = opened(side)
@@ -832,6 +850,22 @@ def test_rule_3_a_sink_may_reset_in_data() -> None:
     assert hearing.pieces == [38]
     assert hearing.events == []
     assert side.trunk.frames() == [Frame(0, RST, 1, 0), Frame(2, ACK, 0, 4)]
+
+
+def test_rule_3_a_stream_that_was_reset_says_nothing_to_a_new_sink_either() -> None:
+    side = client()
+    first = opened(side)
+    stream = first.stream
+    assert stream is not None
+    second = Hearing()
+
+    def replace(view: memoryview) -> None:
+        stream.reset()
+        stream.sink = second
+
+    first.on_data = replace
+    feed(side.session, data_frame(1, b"x" * 100, FIN), [50])
+    assert (len(first.received), len(second.received), second.events) == (38, 0, [])
 
 
 def test_rule_3_a_sink_may_replace_itself_in_data() -> None:
