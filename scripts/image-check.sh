@@ -19,8 +19,16 @@ version=$(printf '%s' "$base" | sed -n 's/^python:\([0-9.]*\)-.*/\1/p')
 python=$(scripts/find-python.sh "$version")
 work=$(mktemp -d "${TMPDIR:-/tmp}/image-check.XXXXXX")
 server=
+# buildah passes no signals on: the command is the innermost process below it.
+innermost() {
+    inner=$1
+    while child=$(pgrep -P "$inner" | head -n 1) && [ -n "$child" ]; do
+        inner=$child
+    done
+    echo "$inner"
+}
 finish() {
-    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    [ -z "$server" ] || kill "$(innermost "$server")" 2>/dev/null || true
     buildah --root "$work/storage" --runroot "$work/run" rm --all >/dev/null 2>&1 || true
     rm -rf "$work"
 }
@@ -107,7 +115,7 @@ if [ -z "$healthy" ]; then
 fi
 
 echo "== SIGTERM"
-kill -TERM "$server"
+kill -TERM "$(innermost "$server")"
 code=0
 wait "$server" || code=$?
 server=

@@ -173,7 +173,7 @@ class _Served:
     async def _send_all(self, data: bytes) -> None:
         try:
             async with self._sending:
-                with trio.CancelScope(shield=True):
+                with trio.fail_after(SEND_SECONDS):
                     await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             self._tasks.nursery.cancel_scope.cancel()

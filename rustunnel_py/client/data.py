@@ -18,6 +18,7 @@ import trio
 
 from rustunnel_py.client.failure import Unreachable
 from rustunnel_py.client.local import reason
+from rustunnel_py.errors import Closed
 from rustunnel_py.transport.trunk import SocketTrunk
 from rustunnel_py.transport.websocket import WebSocketTrunk
 from rustunnel_py.wire.yamux import Limits, Role, Session
@@ -64,17 +65,17 @@ async def open_data(reach: Reach, pump: Pump, serving: Serving, welcome: AuthOk,
     if not _PATH_WORD.fullmatch(welcome.session_id) or (secret is not None and not _SECRET.fullmatch(secret)):
         raise Unreachable("the server's session id or data secret is not usable")
     request = _Request(str(reach.server), f"/_data/{welcome.session_id}", secret)
-    data: DataSocket | None = None
     try:
         with trio.fail_after(OPEN_SECONDS):
             data = await reach.connect(lambda connection: DataSocket(pump, connection, serving, request, raw=raw))
-            await data.wait_opened()
+            try:
+                await data.wait_opened()
+            except BaseException:
+                data.abort()
+                raise
             return data
     except trio.TooSlowError:
         raise Unreachable(f"the server did not open the data connection within {OPEN_SECONDS:.0f} s") from None
-    finally:
-        if data is not None and not data.opened:
-            data.abort()
 
 
 class _Request:
@@ -154,13 +155,13 @@ class DataSocket:
 
     def abort(self) -> None:
         """End it at once; every stream on it hears so."""
-        if self._session is not None and not self._session.over:
-            session = self._session
-            self._pump.call(self, session.eof)  # its trunk says nothing when we end it ourselves
-        if self._trunk is not None:
-            self._trunk.abort()
-        else:
+        if self._trunk is None or self._session is None:
             self._connection.abort()
+            return
+        self._trunk.abort()
+        session = self._session
+        if not session.over:  # its trunk says nothing when we end it ourselves
+            self._pump.call(self, lambda: session.lost(Closed("this side ended the data connection")))
 
     def _end(self, why: str) -> None:
         if self._why is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from http import HTTPStatus
 
 import h11
 import trio
@@ -93,6 +94,7 @@ async def _send(
 ) -> None:
     head = h11.Response(
         status_code=status,
+        reason=HTTPStatus(status).phrase,
         headers=[
             ("Content-Type", kind),
             ("Content-Length", str(len(body))),

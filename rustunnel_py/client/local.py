@@ -414,6 +414,11 @@ class Serving:
     def add(self, served: Served) -> None:
         self._tunnels[served.tunnel_id] = served
 
+    @property
+    def announced(self) -> int:
+        """Announcements whose stream has not come."""
+        return len(self._announced)
+
     def tunnel_ids(self) -> list[str]:
         return list(self._tunnels)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from rustunnel_py.client.config import HttpTunnel, Tunnel
 from rustunnel_py.wire.control import RegisterTunnel
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
 GIVEN_NAME_TRIES = 5
 """So often a name that was made for us is asked for again after it was refused; then any other will do."""
 
-_URL = re.compile(r"(?:https?|tcp|udp|p2p)://[A-Za-z0-9._\-\[\]:]{1,255}/?")
+_URL = re.compile(
+    r"(?P<scheme>https?|tcp|udp|p2p)://(?P<host>[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?P<port>:[0-9]{1,5})?/?"
+)
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -79,7 +80,8 @@ class Wish:
         self.served_once = True
         self.refusals = 0
         if isinstance(self.tunnel, HttpTunnel):
-            label = (urlsplit(answer.public_url).hostname or "").partition(".")[0] if usable(answer.public_url) else ""
+            url = _URL.fullmatch(answer.public_url)
+            label = url["host"].partition(".")[0].lower() if url is not None else ""
             if _LABEL.fullmatch(label):
                 self.name = label
         elif answer.assigned_port:
@@ -102,7 +104,7 @@ def usable(public_url: str) -> bool:
 
 def other_scheme(public_url: str) -> str | None:
     """The same host by the other scheme, where it can be known: both edges are on their schemes' own ports."""
-    parts = urlsplit(public_url)
-    if parts.port is not None or parts.scheme not in ("http", "https"):
+    url = _URL.fullmatch(public_url)
+    if url is None or url["port"] is not None or url["scheme"] not in ("http", "https"):
         return None
-    return f"{'http' if parts.scheme == 'https' else 'https'}://{parts.netloc}"
+    return f"{'http' if url['scheme'] == 'https' else 'https'}://{url['host']}"

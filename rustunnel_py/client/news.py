@@ -89,8 +89,6 @@ class DataLost(msgspec.Struct, frozen=True, tag="data_lost", tag_field="event"):
 class GoingAway(msgspec.Struct, frozen=True, tag="going_away", tag_field="event"):
     """The server is about to stop; the agent comes back as soon as it can."""
 
-    message: str
-
 
 class Disconnected(msgspec.Struct, frozen=True, tag="disconnected", tag_field="event"):
     """The session is over, or a try failed, and why; the next try is so many seconds away."""

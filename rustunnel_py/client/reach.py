@@ -49,6 +49,7 @@ class Reach:
         Raises Unreachable, or Untrusted for a server that is somebody else: nothing was sent to it then.
         """
         race = _Race(self._pump, self._context, self.server, self._trust, take)
+        finished = False
         try:
             for address in interleave(await self._addresses()):
                 race.start(address)
@@ -59,8 +60,9 @@ class Reach:
             else:
                 with trio.move_on_after(CONNECT_SECONDS):
                     await race.wait_over()
+            finished = True
         finally:
-            race.end()
+            race.end(keep_winner=finished)
         if race.won is not None:
             return race.won[0]
         raise race.failure()
@@ -125,6 +127,7 @@ class _Race(Generic[T]):
         self._take = take
         self._running: list[_Attempt] = []
         self._why = "no address"
+        self._winner: TlsConnection | None = None
         self._over = trio.Event()
 
     def start(self, address: SockAddr) -> None:
@@ -152,7 +155,10 @@ class _Race(Generic[T]):
         why = f"no answer within {CONNECT_SECONDS:.0f} s" if self._running else self._why
         return Unreachable(f"{self._server} cannot be reached: {why}")
 
-    def end(self) -> None:
+    def end(self, *, keep_winner: bool) -> None:
+        """Abort the losers; the winner too where its caller was cancelled at the same moment."""
+        if self._winner is not None and not keep_winner:
+            self._winner.abort()
         for attempt in self._running:
             if attempt.connection is not None:
                 attempt.connection.abort()
@@ -176,6 +182,7 @@ class _Race(Generic[T]):
                 self._over.set()
                 return
         connection.due = float("inf")
+        self._winner = connection
         self.won = (self._take(connection),)
         self._over.set()
 

@@ -102,8 +102,8 @@ def _sentence(news: News) -> str | None:
             return f"local service {local}: {message}"
         case DataLost(why):
             return f"data connection lost: {why}; opening it again"
-        case GoingAway(message):
-            return f"the server is stopping{': ' + message if message else ''}; coming back"
+        case GoingAway():
+            return "the server is stopping; coming back"
         case Disconnected(why, retry):
             return f"disconnected: {why}; next try in {retry:.1f} s"
         case Note(message):
@@ -223,8 +223,8 @@ class LiveScreen:
 def _visit_line(news: Visited) -> Text:
     style = "green" if news.status < 400 else "yellow" if news.status < 500 else "red"
     line = Text(f"{_status(news.status):>4} ", style=style, no_wrap=True, overflow="ellipsis")
+    line.append(f"{news.ms:>6.0f} ms  ", style="dim")
     line.append(f"{news.method:<7} {news.path}", style="default")
-    line.append(f"  {news.ms:.0f} ms", style="dim")
     return line
 
 

@@ -139,7 +139,7 @@ class AgentSession:
         features = welcome.features or ()
         self._raw = RAW_DATA in features and not config.options.websocket
         self._https = bool(welcome.https)
-        self._serving = Serving(pump, screen, show_visitors="visits" not in features)
+        self._serving = Serving(pump, screen, show_visitors=welcome.features is None)
         self._answers: dict[str, _Answer] = {}
         self._scope = trio.CancelScope()
         self._failure: AgentFailure | None = None
@@ -161,7 +161,7 @@ class AgentSession:
                 await self._leave()
                 nursery.cancel_scope.cancel()
         finally:
-            self._serving.close()
+            self._pump.call(self._serving, self._serving.close)
         if self._failure is not None:
             raise self._failure
 
@@ -225,9 +225,9 @@ class AgentSession:
                     answer.give(frame)
             case wire.Visits(visits=visits):
                 self._show_visits(visits)
-            case wire.GoingAway(reason=reason):
+            case wire.GoingAway():
                 self.going_away = True
-                self._screen.show(GoingAway(escape(reason or "")))
+                self._screen.show(GoingAway())
             case _:  # peer-to-peer, a second verdict: nothing that we asked for
                 self.ignored += 1
 
@@ -243,10 +243,11 @@ class AgentSession:
 
     def _show_visits(self, visits: Sequence[wire.VisitLine]) -> None:
         for visit in visits[:VISITS_MAX]:
+            tunnel_id = None if visit.tunnel_id is None else escape(visit.tunnel_id, 64)
             capture = None if visit.capture_id is None else escape(visit.capture_id, 64)
             self._screen.show(
                 Visited(
-                    escape(visit.tunnel_id, 64),
+                    tunnel_id,
                     escape(visit.method, 32),
                     escape(visit.path, SHOWN_PATH),
                     visit.status,

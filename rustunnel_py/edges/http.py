@@ -13,6 +13,7 @@ import trio
 
 from rustunnel_py.edges.limits import Census, EdgeLimits
 from rustunnel_py.edges.parked import Parking, ParkingLimits
+from rustunnel_py.edges.proxied import TrustedProxies
 from rustunnel_py.edges.shared import Shared, Tap
 from rustunnel_py.edges.visitor import Visitor
 from rustunnel_py.model.bucket import Buckets
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Sequence
 
+    from rustunnel_py.edges.proxied import Network
     from rustunnel_py.hub.registry import Registry, Tunnel
     from rustunnel_py.model.tunnel import Peer
     from rustunnel_py.model.visit import Visit
@@ -51,6 +53,7 @@ class HttpEdge:
     `take_control(connection, head, bytes)` is asked about requests under the bare domain: True means that it has set
     the connection's sink and goes on from these bytes, the head's own included, all of them uncredited. `watch` gives
     a tap for an exchange, or None. `redirect_port` sends every request for a tunnel to https:// on that port.
+    Forwarding headers are believed from `trusted_proxies` only.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class HttpEdge:
         take_control: Callable[[Connection, RequestHead, bytes], bool] | None = None,
         watch: Callable[[Tunnel, Visit, RequestHead], Tap | None] | None = None,
         redirect_port: int | None = None,
+        trusted_proxies: Sequence[Network] = (),
     ) -> None:
         if (scheme == "https") != (context is not None):
             raise ValueError("an https edge has a context, an http edge has none")
@@ -78,6 +82,12 @@ class HttpEdge:
         self._take_control = take_control
         self.census = Census(self._limits)
         self._connections: dict[SocketConnection, tuple[Visitor | None, str]] = {}
+        self._handed_over = 0
+        self._handshakes = (
+            Buckets(self._limits.handshakes_per_second_per_source)
+            if context is not None and self._limits.handshakes_per_second_per_source
+            else None
+        )
         self._lingering_refusals = 0
         self._stopped = False
         self._empty = trio.Event()
@@ -90,6 +100,7 @@ class HttpEdge:
             take_control=None if take_control is None else self._hand_over,
             watch=watch,
             redirect_port=redirect_port,
+            trusted=TrustedProxies(trusted_proxies) if trusted_proxies else None,
         )
 
     def __repr__(self) -> str:
@@ -98,7 +109,7 @@ class HttpEdge:
     @property
     def visitors(self) -> int:
         """Connections that are open here, agents' that were handed over not counted."""
-        return sum(1 for visitor, _ in self._connections.values() if visitor is None or not visitor.is_handed_over)
+        return len(self._connections) - self._handed_over
 
     async def run(
         self, visits: trio.Nursery, *, task_status: trio.TaskStatus[list[Peer]] = trio.TASK_STATUS_IGNORED
@@ -134,8 +145,10 @@ class HttpEdge:
 
     def _drain_visitors(self) -> None:
         self.shared.draining = True
-        for visitor, _ in list(self._connections.values()):
-            if visitor is not None:
+        for connection, (visitor, _) in list(self._connections.items()):
+            if visitor is None:
+                connection.abort()  # in its handshake: nothing was asked yet
+            else:
                 visitor.drain()
         self._look_whether_empty()
 
@@ -157,6 +170,11 @@ class HttpEdge:
         if source is None:
             self._refuse(sock)
             return
+        if self._handshakes is not None and self._handshakes.take(source, self._pump.now):
+            self.census.leave(source)
+            self.census.refused += 1
+            sock.close()
+            return
         if self._context is None:
             connection: SocketConnection = TcpConnection(self._pump, sock, gone=self._gone)
             connection.peer = peer
@@ -172,8 +190,6 @@ class HttpEdge:
         _, source = self._connections[connection]
         visitor = Visitor(self.shared, connection, source=source, sni=connection.sni)
         self._connections[connection] = visitor, source
-        if self._stopped:
-            visitor.drain()
 
     def _refuse(self, sock: socket.socket) -> None:
         """Over a limit. Over TLS a word would cost a handshake."""
@@ -192,12 +208,17 @@ class HttpEdge:
         visitor, source = self._connections.pop(connection)
         self.census.leave(source)
         if visitor is not None:
+            self._handed_over -= visitor.is_handed_over
             visitor.gone()
         if self._stopped:
             self._look_whether_empty()
 
     def _hand_over(self, connection: Connection, head: RequestHead, held: bytes) -> bool:
-        return self._take_control is not None and self._take_control(connection, head, held)
+        if self._take_control is None or not self._take_control(connection, head, held):
+            return False
+        self._handed_over += 1
+        self._look_whether_empty()
+        return True
 
     def crashed(self, error: Exception) -> None:
         """Draining or ending failed half way; the guard has counted it. The rest ends by its deadlines."""

@@ -19,6 +19,7 @@ class EdgeLimits:
     connections: int = 20_000  # 0 off; with TLS some 60 KiB each when idle
     connections_per_source: int = 5_000  # 0 off; one address (or /64) cannot take the whole edge, a load test fits
     requests_per_second_per_source: float = 0.0  # 0 off: offices and carriers put thousands behind one address
+    handshakes_per_second_per_source: float = 0.0  # 0 off; TLS: one costs about a millisecond of the processor
     body_max_bytes: int = 0  # 0 off
     heads: HeadLimits = field(default_factory=HeadLimits)
     header_seconds: float = 10.0  # from the first byte (or the connection) to the whole head; TLS handshake included

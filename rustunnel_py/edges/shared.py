@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from rustunnel_py.edges.limits import EdgeLimits
     from rustunnel_py.edges.parked import Parking
+    from rustunnel_py.edges.proxied import TrustedProxies
     from rustunnel_py.hub.registry import Registry, Tunnel
     from rustunnel_py.model.bucket import Buckets
     from rustunnel_py.model.visit import Visit
@@ -54,7 +55,6 @@ class Shared:
     """What all visitors of one edge share. `parking` is None until the edge runs."""
 
     __slots__ = (
-        "default_port",
         "draining",
         "find_host",
         "ids",
@@ -68,6 +68,7 @@ class Shared:
         "registry",
         "scheme",
         "take_control",
+        "trusted",
         "watch",
     )
 
@@ -82,15 +83,16 @@ class Shared:
         take_control: Callable[[Connection, RequestHead, bytes], bool] | None = None,
         watch: Callable[[Tunnel, Visit, RequestHead], Tap | None] | None = None,
         redirect_port: int | None = None,
+        trusted: TrustedProxies | None = None,
     ) -> None:
         self.pump = pump
         self.registry = registry
         self.find_host = registry.find_host
         self.limits = limits
         self.scheme = scheme
-        self.default_port = 443 if scheme == "https" else 80
         self.rates = rates
         self.redirect_port = redirect_port
+        self.trusted = trusted
         self.is_choosy = rates is not None or redirect_port is not None  # even a plain GET is looked at twice
         self.take_control = take_control
         self.watch = watch

@@ -24,12 +24,15 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import structlog
+
 from rustunnel_py.edges.pages import Page, Problem, front_page, own_reply, problem_page, redirect_page
 from rustunnel_py.edges.parked import agent_away, no_such_tunnel
 from rustunnel_py.edges.turn import Collected, Turn, Upload
 from rustunnel_py.edges.upgrade import switch
 from rustunnel_py.errors import Hop, HopError, HttpError
 from rustunnel_py.hub.gate import PASS, Answer, Delay, NeedBody, Pass, Slow, edited
+from rustunnel_py.model.bucket import source_of
 from rustunnel_py.model.visit import Visit, VisitKind
 from rustunnel_py.wire.http1 import (
     BodyReader,
@@ -55,6 +58,8 @@ if TYPE_CHECKING:
     from rustunnel_py.transport.relay import RelayEnd
     from rustunnel_py.wire.http1 import Headers, ReplyHead, RequestBlock, RequestHead
     from rustunnel_py.wire.sink import Pipe
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 VISITOR_LEFT = 499  # what is told of a visit whose visitor left before the reply; nginx's number
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -89,10 +94,12 @@ class Visitor:
         "_full_since",
         "_held",
         "_local",
+        "_origin",
         "_peer",
         "_phase",
         "_pipe",
         "_reader",
+        "_scheme",
         "_searched",
         "_served",
         "_shared",
@@ -109,6 +116,8 @@ class Visitor:
         self._source = source  # what its address counts as
         self._peer: Peer = connection.peer
         self._local: Peer = connection.local
+        self._origin = self._peer  # who really came, where the peer is a trusted proxy
+        self._scheme = shared.scheme
         self._sni = None if sni is None else sni.lower()  # the name that the TLS client asked for
         self._phase = _HEAD
         self._held = bytearray()  # input not consumed yet, all of it unpaid
@@ -301,9 +310,9 @@ class Visitor:
             shared.ids.next(),
             tunnel.id,
             _HTTP,
-            self._peer,
+            self._origin,
             self._local,
-            shared.scheme,
+            self._scheme,
             self._forwarded,
             tunnel.target,
             connection,
@@ -318,7 +327,7 @@ class Visitor:
             if refused is not None:
                 self._give_up(refused)
                 return
-            if shared.redirect_port is not None:
+            if shared.redirect_port is not None and self._scheme == "http":
                 self._answer_turn(turn, redirect_page(head, shared.redirect_port))
                 return
         gate = tunnel.gate
@@ -336,10 +345,16 @@ class Visitor:
 
     def _remember(self, block: RequestBlock, known: RequestBlock | None) -> None:
         """A new header block: work out what depends on its Host."""
+        shared = self._shared
         self._block = block
-        if known is None or known.host_line != block.host_line:
-            port = self._shared.default_port if block.port is None else block.port
-            self._forwarded = forwarded_lines(self._peer.ip, self._shared.scheme, block.host_line, port)
+        proxied = shared.trusted is not None and self._peer.ip in shared.trusted
+        if proxied and shared.trusted is not None:
+            self._origin = shared.trusted.visitor(block.headers, self._peer)
+            self._scheme = shared.trusted.scheme(block.headers, shared.scheme)
+            self._source = source_of(self._origin.ip)
+        if proxied or known is None or known.host_line != block.host_line:
+            port = block.port if block.port is not None else 443 if self._scheme == "https" else 80
+            self._forwarded = forwarded_lines(self._origin.ip, self._scheme, block.host_line, port)
 
     def _refused(self, tunnel: Tunnel, head: RequestHead, now: float) -> HopError | None:
         """The edge's own limits, and H45."""
@@ -547,10 +562,11 @@ class Visitor:
         """The request is bad as it stands, or turned bad on its way: nothing of it may look complete."""
         turn = self._turn
         problem = Problem.of_request(error)
-        self._count(problem.code)
+        visit_id = self._shared.ids.next() if turn is None else turn.visit.id
+        self._count(problem, visit_id)
         if turn is None:
-            accept = _accept_of(self._block)
-            self._write(problem_page(problem, accept, self._shared.ids.next()), head_only=False, close=True, minor=1)
+            page = problem_page(problem, _accept_of(self._block), visit_id)
+            self._write(page, head_only=False, close=True, minor=1)
             self._finish(linger=True)
             return
         turn.status = problem.status
@@ -558,7 +574,7 @@ class Visitor:
         if turn.head_sent:
             self._cut(turn)
             return
-        page = problem_page(problem, _accept(turn.request), turn.visit.id)
+        page = problem_page(problem, _accept(turn.request), visit_id)
         self._write(page, head_only=turn.request.method == b"HEAD", close=True, minor=turn.request.minor)
         self._close_turn(turn)
         self._finish(linger=True)
@@ -575,9 +591,9 @@ class Visitor:
             self._stop_exchange(turn)
             self._cut(turn)
             return
-        self._count(error.code)
-        since = self._away_since(turn.tunnel) if error.code == "agent-away" else None
-        self._answer_turn(turn, problem_page(Problem.of_hop(error, since), _accept(turn.request), turn.visit.id))
+        problem = Problem.of_hop(error, self._away_since(turn.tunnel) if error.code == "agent-away" else None)
+        self._count(problem, turn.visit.id)
+        self._answer_turn(turn, problem_page(problem, _accept(turn.request), turn.visit.id))
 
     def _away_since(self, tunnel: Tunnel) -> datetime | None:
         since = tunnel.links.away_since
@@ -598,9 +614,9 @@ class Visitor:
             self._idle()
 
     def _answer_problem(self, problem: Problem, head: RequestHead | None) -> None:
-        self._count(problem.code)
-        accept = b"" if head is None else _accept(head)
-        self._answer(problem_page(problem, accept, self._shared.ids.next()), head)
+        visit_id = self._shared.ids.next()
+        self._count(problem, visit_id)
+        self._answer(problem_page(problem, b"" if head is None else _accept(head), visit_id), head)
 
     def _answer(self, page: Page, head: RequestHead | None) -> None:
         """A page where no tunnel is concerned."""
@@ -618,9 +634,12 @@ class Visitor:
         if not self.connection.send(data):
             self.stalled()
 
-    def _count(self, code: str) -> None:
+    def _count(self, problem: Problem, visit_id: str) -> None:
         refusals = self._shared.refusals
-        refusals[code] = refusals.get(code, 0) + 1
+        refusals[problem.code] = refusals.get(problem.code, 0) + 1
+        log.debug(
+            "answered by the edge", status=problem.status, code=problem.code, visit=visit_id, peer=str(self._peer)
+        )
 
     # ends
 

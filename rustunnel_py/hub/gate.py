@@ -229,6 +229,7 @@ def edited(head: RequestHead, changes: Pass) -> RequestHead:
     lines += [b"%b: %b" % pair for pair in changes.add]
     block = copy.copy(head.block)
     block.forward = b"".join(line + b"\r\n" for line in lines)
+    block.start = b" HTTP/1.1\r\nHost: %b\r\n%b" % (block.host_line, block.forward)
     return head._replace(block=block)
 
 

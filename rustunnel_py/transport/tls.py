@@ -345,6 +345,7 @@ class TlsConnection(SocketConnection):
 
     def _read(self) -> None:
         if self._left:
+            self._more = True  # the edge that brings us here may be the kernel's, and it will not come again
             self._decrypt()
             return
         scratch = self.pump.scratch

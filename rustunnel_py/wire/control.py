@@ -258,6 +258,8 @@ class Visits(_Frame, frozen=True, kw_only=True, tag="visits"):
 class GoingAway(_Frame, frozen=True, kw_only=True, tag="going_away"):
     """Ours, to agents that sent `features`: this server stops; come back soon."""
 
+    reason: str | None = None
+
 
 AgentFrame: TypeAlias = (
     Auth

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
 
 import pytest
 import trio
 
 from rustunnel_py.client import session
-from rustunnel_py.client.config import HttpTunnel, LocalAddress, Scheme, TcpTunnel
+from rustunnel_py.client.agent import run_agent
+from rustunnel_py.client.config import (
+    AgentConfig,
+    HttpTunnel,
+    LocalAddress,
+    Login,
+    Pin,
+    Scheme,
+    ServerAddress,
+    TcpTunnel,
+)
 from rustunnel_py.client.news import (
     Connected,
     DataLost,
@@ -22,7 +34,8 @@ from rustunnel_py.client.news import (
     TunnelUp,
     Visited,
 )
-from tests.support.agent_under_test import closed_port, local_echo, running_agent, up
+from rustunnel_py.model.access import Secret
+from tests.support.agent_under_test import Heard, closed_port, local_echo, running_agent, up
 from tests.support.played_server import (
     ACK,
     DATA,
@@ -31,6 +44,7 @@ from tests.support.played_server import (
     RST,
     SYN,
     Frame,
+    PlayedServer,
     make_identity,
     played_server,
     read_websocket,
@@ -211,7 +225,8 @@ async def test_data_socket_that_is_cut_is_opened_again_and_the_tunnels_stay() ->
         assert not agent.screen.of(Disconnected)
 
 
-async def test_data_socket_that_cannot_be_had_begins_the_session_anew() -> None:
+async def test_data_socket_that_cannot_be_had_begins_the_session_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "REOPEN_SECONDS", 0.01)
     async with (
         local_echo() as echo,
         played_server() as server,
@@ -268,7 +283,8 @@ async def test_name_refused_at_the_first_registration_is_final_and_says_what_to_
         assert "--take-over" in ended.why
 
 
-async def test_name_refused_after_a_reconnect_is_asked_for_again() -> None:
+async def test_name_refused_after_a_reconnect_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "REASK_SECONDS", 0.05)
     async with (
         local_echo() as echo,
         local_echo() as other,
@@ -359,8 +375,8 @@ async def test_going_away_is_told_and_the_agent_comes_back() -> None:
         running_agent(server, HttpTunnel(echo.local)) as agent,
     ):
         control, data = await up(server, URL)
-        await control.send({"type": "going_away", "reason": "upgrade\x00"})
-        assert await agent.screen.until(GoingAway) == GoingAway("upgrade\\x00")
+        await control.send({"type": "going_away"})
+        await agent.screen.until(GoingAway)
         await control.announce(ID.format(1), "http")  # what is still under way is served
         await data.open(1, ID.format(1), b"x")
         assert await data.read(1, 1) == b"x"
@@ -429,3 +445,52 @@ async def test_https_tunnels_where_the_server_has_a_trusted_certificate() -> Non
         assert wish["protocol"] == "https"
         shown = await agent.screen.until(TunnelUp)
         assert (shown.public_url, shown.also) == ("https://abc.tunnel.test", "http://abc.tunnel.test")
+
+
+async def run_with_signals(server: PlayedServer, tunnel: TcpTunnel, screen: Heard, codes: list[int]) -> None:
+    login = Login(ServerAddress("127.0.0.1", server.port), Secret("sesame"), Pin(server.identity.pin))
+    codes.append(await run_agent(AgentConfig(login, (tunnel,)), screen))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_first_signal_ends_politely_and_the_second_at_once(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(session, "LEAVE_SECONDS", 60.0)
+    screen = Heard()
+    codes: list[int] = []
+    async with local_echo() as echo, played_server() as server, trio.open_nursery() as nursery:
+        nursery.start_soon(run_with_signals, server, TcpTunnel(echo.local), screen, codes)
+        control, _ = await up(server, "tcp://tunnel.test:20005")
+        await screen.until(Ready)
+        signal.raise_signal(number)
+        await control.expect("unregister_tunnel")
+        assert codes == []  # the server does not answer the close frame
+        signal.raise_signal(number)
+        while not codes:
+            await trio.lowlevel.checkpoint()
+        assert codes == [1]
+
+
+async def test_nothing_is_left_open_after_sessions_cuts_and_the_end() -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    async with local_echo() as echo, played_server() as server:
+        await trio.testing.wait_all_tasks_blocked()
+        before = descriptors()
+        async with running_agent(server, TcpTunnel(echo.local)) as agent:
+            for turn in range(3):
+                control, data = await up(server, "tcp://tunnel.test:20005")
+                for stream in range(1, 20, 2):
+                    await control.announce(ID.format(stream // 2), "tcp")
+                    await data.open(stream, ID.format(stream // 2), b"x")
+                    await data.read(stream, 1)
+                await agent.screen.until(Ready, turn + 1)
+                await control.upgrade.cut()
+                await data.upgrade.cut()
+                await echo.all_closed()
+            await agent.stop()
+        server.drop_all()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert descriptors() == before

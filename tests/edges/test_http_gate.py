@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import trio
@@ -14,15 +13,19 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from rustunnel_py.edges.parked import Parking, ParkingLimits
 from rustunnel_py.errors import Hop, HopError
 from rustunnel_py.hub.gate import PASS, Answer, Delay, Gate, NeedBody, Pass, Reply, Slow, Verdict
-from rustunnel_py.hub.link import ExchangeSink, Link
 from rustunnel_py.hub.policies import gate_for
 from rustunnel_py.hub.policies.concurrent_visits import ConcurrentVisits
 from rustunnel_py.hub.policies.settings import PolicySettings
-from rustunnel_py.hub.registry import Tunnel
 from rustunnel_py.model.visit import Carries, LocalTarget, Visit
-from rustunnel_py.wire.http1 import RequestHead
 from tests.support.fake_link import OK, FakeExchange
 from tests.support.visitor_rig import Rig, get, post, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from rustunnel_py.hub.link import ExchangeSink, Link
+    from rustunnel_py.hub.registry import Tunnel
+    from rustunnel_py.wire.http1 import RequestHead
 
 NO = Answer(HopError(Hop.EDGE, 403, "not-you", "You may not."))
 
@@ -206,8 +209,8 @@ def body_policy(limit: int = 100) -> NeedBody:
 def test_a_needed_body_is_read_judged_and_sent_on(step: int) -> None:
     rig, slots = rig_with(body_policy())
     connection = rig.connect()
-    raw = get("/", "Transfer-Encoding: chunked", method="POST") + b"5\r\nhello\r\n3\r\nyou\r\n0\r\nX-T: 1\r\n\r\n" + get("/2")
-    connection.feed(raw, step=step)
+    raw = get("/", "Transfer-Encoding: chunked", method="POST") + b"5\r\nhello\r\n3\r\nyou\r\n0\r\nX-T: 1\r\n\r\n"
+    connection.feed(raw + get("/2"), step=step)
     rig.link.run()
     assert rig.link.exchanges[0].body == b"helloyou"
     assert rig.link.exchanges[0].finished

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rustunnel_py.edges.limits import EdgeLimits
 from rustunnel_py.errors import Hop, HopError
@@ -99,7 +102,8 @@ def test_H63_any_split_gives_the_same_requests(rig: Rig, step: int) -> None:
 CONVERSATION = (
     get("/1", "Accept: a/b")
     + post(b"x" * 300, target="/2")
-    + b"POST /3 HTTP/1.1\r\nHost: app.example.test\r\nTransfer-Encoding: chunked\r\n\r\n4;n=v\r\nwiki\r\n0\r\nX-T: 1\r\n\r\n"
+    + b"POST /3 HTTP/1.1\r\nHost: app.example.test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"4;n=v\r\nwiki\r\n0\r\nX-T: 1\r\n\r\n"
     + b"\r\n"
     + get("/4")
 )
@@ -112,7 +116,7 @@ def test_H63_whatever_the_segments_the_conversation_is_the_same(cuts: list[int],
     rig.link.answer = OK
     connection = rig.connect()
     edges = sorted({0, len(CONVERSATION), *cuts})
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         connection.feed(CONVERSATION[start:end])
         if not late:
             rig.link.run()
@@ -221,7 +225,7 @@ def test_H66_a_few_empty_lines_are_skipped_and_many_are_refused(rig: Rig) -> Non
 @pytest.mark.parametrize(
     ("raw", "status", "code"),
     [
-        (b"GET / HTTP/1.1\r\nHost: app.example.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400, b""),
+        (get("/", "Content-Length: 5", "Transfer-Encoding: chunked"), 400, b""),
         (b"GET /\r\n\r\n", 400, b"bad-request-line"),
         (b"GET / HTTP/1.1\r\n\r\n", 400, b"no-host"),
         (b"GET / HTTP/1.0\r\n\r\n", 400, b"no-host"),
@@ -252,7 +256,9 @@ def test_H36_H37_a_refused_method_says_which_are_allowed(rig: Rig) -> None:
     assert b"\r\nAllow: GET, HEAD, POST" in rig.send(get(method="TRACE")).take()
 
 
-@pytest.mark.parametrize("host", ["nobody.example.test", "x.app.example.test", "app.example.test.evil", "[::1]", "127.0.0.1"])
+@pytest.mark.parametrize(
+    "host", ["nobody.example.test", "x.app.example.test", "app.example.test.evil", "[::1]", "127.0.0.1"]
+)
 def test_H42_H44_a_host_that_nobody_has_is_404_and_the_connection_stays(rig: Rig, host: str) -> None:
     connection = rig.send(get(host=host))
     answer = connection.take()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import h11
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from rustunnel_py.wire.http1 import websocket_accept
 from tests.hostile.corpus import CASES, REPLY_CASES, Case, Forwarded, ReplyCase
 from tests.support.fake_link import OK, FakeExchange
-from tests.support.fed_connection import FedConnection
 from tests.support.visitor_rig import HOST, Rig, get
+
+if TYPE_CHECKING:
+    from tests.support.fed_connection import FedConnection
 
 STATUS_LINE = re.compile(rb"HTTP/1\.1 ([0-9]{3}) [^\r\n]*\r\n")
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

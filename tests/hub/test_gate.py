@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
@@ -16,7 +15,10 @@ from rustunnel_py.hub.policies.settings import PolicySettings
 from rustunnel_py.hub.registry import Tunnel
 from rustunnel_py.model.tunnel import HttpHost, Peer, Protocol
 from rustunnel_py.model.visit import LocalTarget, Visit, VisitKind
-from rustunnel_py.wire.http1 import HeadLimits, RequestHead, judge_request
+from rustunnel_py.wire.http1 import HeadLimits, RequestHead, judge_request, render_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NO = Answer(HopError(Hop.EDGE, 403, "no", "No."))
 
@@ -102,6 +104,9 @@ def test_head_edits_change_what_is_sent_on_and_nothing_of_the_original() -> None
     changed = edited(head, Pass(remove=(b"cookie",), add=((b"X-B", b"2"),)))
     assert changed.block.forward == b"X-A: 1\r\nX-B: 2\r\n"
     assert head.block.forward == b"X-A: 1\r\nCookie: c\r\n"
+    assert render_request(changed, None, b"", body=0) == (
+        b"GET / HTTP/1.1\r\nHost: a.example.test\r\nX-A: 1\r\nX-B: 2\r\n\r\n"
+    )
     assert edited(head, PASS) is head
 
 

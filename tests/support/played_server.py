@@ -81,6 +81,7 @@ class Bytes:
         self.stream = stream
         self._kept = bytearray(kept)
         self._sending = trio.Lock()
+        self.count = 0  # bytes that came
 
     async def send(self, data: bytes) -> None:
         async with self._sending:
@@ -102,6 +103,7 @@ class Bytes:
         more = await self.stream.receive_some(65536)
         if not more:
             raise EOFError
+        self.count += len(more)
         self._kept += more
 
 
@@ -314,6 +316,18 @@ class PlayedData:
     async def write(self, stream: int, payload: bytes, flags: int = 0) -> None:
         await self.send(DATA, flags, stream, len(payload), payload)
 
+    async def write_all(self, stream: int, payload: bytes) -> None:
+        """All of `payload`, as the agent's window allows."""
+        window, seen = 262_144 - 16, 0
+        for at in range(0, len(payload), 16384):
+            piece = payload[at : at + 16384]
+            while window < len(piece):
+                await self.until(lambda seen=seen: len(self.frames) > seen)  # type: ignore[misc]
+                window += sum(f.length for f in self.frames[seen:] if f.type == WINDOW_UPDATE and f.stream == stream)
+                seen = len(self.frames)
+            window -= len(piece)
+            await self.write(stream, piece)
+
     async def until(self, condition: Callable[[], bool]) -> None:
         async with self._changed:
             while not condition():
@@ -343,7 +357,9 @@ class PlayedServer:
         self.handshakes = 0
         self.connections = 0
         self.sockets: list[trio.SocketStream] = []
-        self.early: list[bytes] = []  # what came on connections before any complete upgrade
+        self.early: list[bytes] = []  # the request lines that came
+        self.application_bytes = 0  # of heads, also of those that did not become complete
+        self.context = identity.context()
         self._nursery = nursery
         self._send_control, self._controls = trio.open_memory_channel[Upgrade](100)
         self._send_data, self._datas = trio.open_memory_channel[Upgrade](100)
@@ -375,15 +391,28 @@ class PlayedServer:
         self._nursery.start_soon(data.run)
         return data
 
-    async def serve(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
+    def replace(self, identity: Identity) -> None:
+        """Be somebody else from now on, and drop everybody."""
+        self.context = identity.context()
+        self.drop_all()
+
+    def drop_all(self) -> None:
+        for stream in self.sockets:
+            stream.socket.close()
+        self.sockets.clear()
+
+    async def serve(self, stream: trio.SocketStream) -> None:
         self.connections += 1
         self.sockets.append(stream)
-        tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        tls = trio.SSLStream(stream, self.context, server_side=True, https_compatible=True)
         try:
             await tls.do_handshake()
             self.handshakes += 1
             source = Bytes(tls)
-            lines = (await source.head()).decode("latin-1").split("\r\n")
+            try:
+                lines = (await source.head()).decode("latin-1").split("\r\n")
+            finally:
+                self.application_bytes += source.count
         except Ended:
             await trio.aclose_forcefully(stream)
             return
@@ -406,7 +435,6 @@ class PlayedServer:
 async def played_server(identity: Identity | None = None, port: int = 0) -> AsyncIterator[PlayedServer]:
     """A played server on loopback; what it opened is closed at the end."""
     known = identity or make_identity()
-    context = known.context()
     async with trio.open_nursery() as nursery:
         with trio.socket.socket() as listener:
             listener.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
@@ -417,13 +445,12 @@ async def played_server(identity: Identity | None = None, port: int = 0) -> Asyn
             async def accept() -> None:
                 while True:
                     accepted, _ = await listener.accept()
-                    nursery.start_soon(server.serve, trio.SocketStream(accepted), context)
+                    nursery.start_soon(server.serve, trio.SocketStream(accepted))
 
             nursery.start_soon(accept)
             try:
                 yield server
             finally:
-                for stream in server.sockets:
-                    stream.socket.close()
+                server.drop_all()
                 server.channels_close()
             nursery.cancel_scope.cancel()

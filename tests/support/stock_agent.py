@@ -32,7 +32,7 @@ import trio
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
 
 VERSION = "0.7.8"
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -77,6 +77,7 @@ class WebSocket:
 
     def __init__(self, stream: Stream, kept: bytes = b"") -> None:
         self.stream = stream
+        self.frozen: StockAgent | None = None  # whose process may be stopped
         self._kept = bytearray(kept)
         self._lock = trio.Lock()
         self.ended: str | None = None
@@ -139,7 +140,7 @@ class WebSocket:
     async def _exactly(self, size: int) -> bytes:
         while len(self._kept) < size:
             try:
-                more = await self.stream.receive_some(65536)
+                more = await self._thawed(self.stream.receive_some(65536))
             except trio.ClosedResourceError:
                 self.ended = "ours"
                 raise EOFError from None
@@ -156,6 +157,14 @@ class WebSocket:
         taken = bytes(self._kept[:size])
         del self._kept[:size]
         return taken
+
+    async def _thawed(self, reading: Awaitable[bytes | bytearray]) -> bytes | bytearray:
+        """A stopped process does not see what came, or that it ended."""
+        try:
+            return await reading
+        finally:
+            if self.frozen is not None:
+                await self.frozen.thawed.wait()
 
     async def drop(self) -> None:
         """A FIN without TLS close_notify, as the real one ends its sockets."""
@@ -218,9 +227,7 @@ class DataSocket:
             async with trio.open_nursery() as nursery:
                 await self._frame(Y_PING, SYN, 0, int.from_bytes(os.urandom(4), "big"))
                 while True:
-                    await self.agent.thawed.wait()
                     op, payload = await self.websocket.receive()
-                    await self.agent.thawed.wait()
                     if op == BINARY:
                         self._bytes += payload
                         await self._take_frames(nursery)
@@ -415,9 +422,7 @@ class DataSocket:
 class StockAgent:
     """One session of the stock client. Made by `stock_agent`."""
 
-    def __init__(
-        self, nursery: trio.Nursery, port: int, token: str, tls: ssl.SSLContext | None, host: str, *, heartbeats: bool
-    ) -> None:
+    def __init__(self, port: int, token: str, tls: ssl.SSLContext | None, host: str, *, heartbeats: bool) -> None:
         self.session_id = ""
         self.server_version = ""
         self.tunnels: list[StockTunnel] = []
@@ -434,7 +439,7 @@ class StockAgent:
         self.local_connections = 0
         self.most_streams = 0
         self.most_unacknowledged = 0
-        self._nursery = nursery
+        self.nursery: trio.Nursery | None = None
         self._port = port
         self._token = token
         self._tls = tls
@@ -462,7 +467,14 @@ class StockAgent:
         return wrapped
 
     async def _open(self, path: str) -> WebSocket:
-        return await WebSocket.open(await self._dial(), f"{self._host}:{self._port}", path)
+        stream = await self._dial()
+        try:
+            websocket = await WebSocket.open(stream, f"{self._host}:{self._port}", path)
+        except BaseException:
+            await trio.aclose_forcefully(stream.transport_stream if isinstance(stream, trio.SSLStream) else stream)
+            raise
+        websocket.frozen = self
+        return websocket
 
     # control
 
@@ -526,10 +538,13 @@ class StockAgent:
 
     async def serve(self) -> None:
         """Open the data socket and serve until the session ends; returns when it is open."""
-        self._nursery.start_soon(self._run_control)
+        nursery = self.nursery
+        if nursery is None:
+            raise RuntimeError("made by stock_agent() only")
+        nursery.start_soon(self._run_control)
         if self._heartbeats:
-            self._nursery.start_soon(self._beat)
-        await self._nursery.start(self._run_data)
+            nursery.start_soon(self._beat)
+        await nursery.start(self._run_data)
 
     async def _run_control(self) -> None:
         control = self.control
@@ -537,9 +552,7 @@ class StockAgent:
             raise RuntimeError("not connected")
         try:
             while True:
-                await self.thawed.wait()
                 op, payload = await control.receive()
-                await self.thawed.wait()
                 if op == BINARY:
                     await self._take_control(json.loads(payload))
                 elif op == PING:
@@ -700,10 +713,11 @@ async def stock_agent(
     connect: bool = True,
 ) -> AsyncIterator[StockAgent]:
     """A stock client that has authenticated; leaving drops it uncleanly unless `close` was called."""
+    agent = StockAgent(port, token, tls, host, heartbeats=heartbeats)
+    if connect:
+        await agent.connect()
     async with trio.open_nursery() as nursery:
-        agent = StockAgent(nursery, port, token, tls, host, heartbeats=heartbeats)
-        if connect:
-            await agent.connect()
+        agent.nursery = nursery
         try:
             yield agent
         finally:

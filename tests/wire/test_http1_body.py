@@ -276,7 +276,7 @@ def test_H19_too_many_trailers(trailers: bytes) -> None:
     assert code_of(raw, list(range(0, len(raw), 1000)))[0] == 431
 
 
-@pytest.mark.parametrize("raw", [b"hello", b"5\r\nhello\r\n0\r\n\r\n"])
+@pytest.mark.parametrize("raw", [b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n"])
 def test_a_sink_that_is_gone_hears_no_more(raw: bytes) -> None:
     class Leaves(Heard):
         reader: BodyReader

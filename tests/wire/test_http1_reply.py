@@ -111,6 +111,7 @@ CODES = {
     "H60 fold": ((b"X: a", b" b"), OK, "obs-fold"),
     "H50 101": (SWITCH, b"HTTP/1.1 101 Switching", "unasked-upgrade"),
     "H61 99": ((), b"HTTP/1.1 99 x", "bad-status-line"),
+    "H61 099": ((), b"HTTP/1.1 099 x", "bad-status-line"),
     "H61 1000": ((), b"HTTP/1.1 1000 x", "bad-status-line"),
     "H61 no reason": ((), b"HTTP/1.1 200", "bad-status-line"),
     "H61 2.0": ((), b"HTTP/2.0 200 OK", "bad-status-line"),
