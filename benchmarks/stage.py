@@ -74,6 +74,14 @@ def wait_for(port: int) -> None:
             time.sleep(0.02)
 
 
+def wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path.name} did not appear")
+        time.sleep(0.02)
+
+
 @contextlib.contextmanager
 def process(*argv: str, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A child that is ended politely, and then for sure."""
@@ -192,9 +200,15 @@ def stage(folder: Path) -> Iterator[Stage]:
     }
     tunnels = folder / "agent.toml"
     tunnels.write_text(
-        f'[[http]]\nlocal = "127.0.0.1:{backend}"\nsubdomain = "bench"\n'
-        f'[[http]]\nlocal = "127.0.0.1:{upload}"\nsubdomain = "bench-upload"\n'
-        f'[[tcp]]\nlocal = "127.0.0.1:{backend}"\n[[tcp]]\nlocal = "127.0.0.1:{upload}"\n'
+        "".join(
+            f'[tunnels.{name}]\nprotocol = "{protocol}"\nlocal = "127.0.0.1:{port}"\n{wish}'
+            for name, protocol, port, wish in (
+                ("page", "http", backend, 'subdomain = "bench"\n'),
+                ("upload", "http", upload, 'subdomain = "bench-upload"\n'),
+                ("page-tcp", "tcp", backend, ""),
+                ("upload-tcp", "tcp", upload, ""),
+            )
+        )
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(nginx(tools, folder, "backend", _BACKEND.format(port=backend, folder=folder)))
@@ -203,8 +217,9 @@ def stage(folder: Path) -> Iterator[Stage]:
         server = stack.enter_context(process(*command, "serve", environment=environment))
         for port in (backend, reference, upload, *ports.values()):
             wait_for(port)
+        wait_for_file(folder / "data" / "address")  # written when the server is ready
         environment["RUSTUNNEL_TOKEN"] = (folder / "data" / "admin-token").read_text().strip()
-        agent = stack.enter_context(process(*command, "start", "--config", str(tunnels), environment=environment))
+        agent = stack.enter_context(process(*command, "start", str(tunnels), environment=environment))
         api = f"http://127.0.0.1:{ports['dashboard']}"
         tcp = _tcp_ports(api, environment["RUSTUNNEL_TOKEN"])
         yield Stage(

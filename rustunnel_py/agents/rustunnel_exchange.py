@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 REPLAY_MAX = 64 * 1024  # a body up to here is kept at hand for the one retry
 INTERIMS_SENT = 16  # 1xx heads of one reply that are passed on; 103 comes once or twice in practice
 INTERIMS_MAX = 1000  # 1xx heads after which a local service is taken for broken (H50)
+KNOWN_MAX = 2048  # a longer head is not remembered
 PEEK = 4096  # heads are nearly always shorter; copying more of a bulk view would cost
 
 # What an exchange is at.
@@ -281,6 +282,16 @@ class LinkExchange:
 
     def _take_head(self, data: memoryview) -> None:
         """Cut heads off `data`: interim ones, then the reply's own; what follows is its body."""
+        local = self._local
+        assert local is not None
+        method = self._head.method
+        known = local.known
+        if known is not None and known[0] == method and self._partial is None:
+            raw = known[1]
+            size = len(raw)
+            if bytes(data[:size]) == raw:
+                self._begin(known[2], data[size:])
+                return
         rest = data
         while self._phase == _HEAD:
             try:
@@ -288,12 +299,14 @@ class LinkExchange:
                 if cut is None:
                     return
                 raw, rest = cut
-                reply = judge_reply(raw, self._head.method, REPLY_LIMITS, upgrade=self._head.block.upgrade_websocket)
+                reply = judge_reply(raw, method, REPLY_LIMITS, upgrade=self._head.block.upgrade_websocket)
             except HttpError as error:
                 self._fail(502, error.code, error.detail)
                 return
             status = reply.status
             if status >= 200:
+                if len(raw) <= KNOWN_MAX:
+                    local.known = method, raw, reply
                 self._begin(reply, rest)
                 return
             if status == 101:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rustunnel_py.hub.link import ExchangeSink
     from rustunnel_py.model.visit import Visit
     from rustunnel_py.transport.trunk import Trunk
-    from rustunnel_py.wire.http1 import RequestHead
+    from rustunnel_py.wire.http1 import ReplyHead, RequestHead
     from rustunnel_py.wire.sink import Crashable, Pipe, Sink
 
 Notify: TypeAlias = "Callable[[str, Visit], None]"
@@ -66,13 +66,15 @@ class PumpPart(Protocol):
 class Local:
     """One connection to a local service: a yamux stream, and what is known of it. The stream's sink while idle."""
 
-    __slots__ = ("link", "owner", "session", "since", "stream", "tunnel_id", "until")
+    __slots__ = ("known", "link", "owner", "session", "since", "stream", "tunnel_id", "until")
 
     def __init__(self, link: RustunnelLink, session: Session, stream: Stream, tunnel_id: str) -> None:
         self.link = link
         self.session = session
         self.stream = stream
         self.tunnel_id = tunnel_id
+        # Its last reply's head, with the request's method, and the judgement of it: services repeat their heads.
+        self.known: tuple[bytes, bytes, ReplyHead] | None = None
         self.owner: object = None  # the one visitor connection that may use it; None: anybody's
         self.since = 0.0  # idle since; retiring since
         self.until = 0.0  # not to be used from then on

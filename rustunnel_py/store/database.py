@@ -234,7 +234,7 @@ class _Lane:
         awaited: set[asyncio.Future[Any]] = {task, self._hurry}
         await asyncio.wait(awaited, timeout=READ_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         while not task.done():
-            pass  # stops the statement that runs, not the function
+            await self._connection.interrupt()  # stops the statement that runs, not the function
             await asyncio.wait({task}, timeout=0.05)
         return task.result()
 

@@ -282,17 +282,13 @@ class _Pump:
         """Abort every handler; each `gone` that this owes is given before this returns."""
         self._ended = True
         self._in_pass = True
-        while True:
-            handlers = self._all()
-            if not handlers:
-                break
-            for handler in handlers:
-                try:
-                    handler.abort()
-                except Exception as error:
-                    self.crash(handler, error)
-                self.drop(handler)
-            self._again.clear()
+        for handler in self._all():
+            try:
+                handler.abort()
+            except Exception as error:
+                self.crash(handler, error)
+            self.drop(handler)
+        self._again.clear()
         self._finish()
 
     def close(self) -> None:

@@ -58,6 +58,22 @@ def test_a_reply_is_delivered_and_the_stream_kept_for_the_next_request() -> None
     assert len(bench.notified) == 1
 
 
+def test_a_repeated_reply_head_is_known_but_judged_in_the_light_of_its_request() -> None:
+    bench = LinkBench()
+    for body in (b"hello", b"world"):
+        turn = bench.request()
+        bench.reply(bench.streams[0], OK.replace(b"hello", body))
+        assert bytes(turn.body) == body
+    turn = bench.request(GET.replace(b"GET", b"HEAD"))
+    bench.reply(bench.streams[0], OK.removesuffix(b"hello"))
+    assert turn.events == ["head", "end"]
+    turn = bench.request()
+    bench.reply(bench.streams[0], OK.replace(b": 5", b": 3").replace(b"hello", b"bye"))
+    assert bytes(turn.body) == b"bye"
+    bench.reply(bench.streams[0], b"")
+    assert len(bench.streams) == 1
+
+
 def test_kept_streams_are_taken_last_in_first_out() -> None:
     bench = LinkBench()
     turns = [bench.request(), bench.request()]

@@ -183,7 +183,7 @@ async def test_each_tunnel_reaches_its_own_local_service() -> None:
                 assert echo.connections == before + 1
 
 
-@pytest.mark.parametrize(("protocol", "tunnel_id"), [("http", "t9"), ("udp", None), ("http", None)])
+@pytest.mark.parametrize(("protocol", "tunnel_id"), [("tcp", "t9"), ("udp", None), ("http", None)])
 async def test_stream_for_no_tunnel_of_ours_is_reset(protocol: str, tunnel_id: str | None) -> None:
     async with local_echo() as echo, played_server() as server, running_agent(server, TcpTunnel(echo.local)):
         control, data = await up(server, "tcp://tunnel.test:20005")

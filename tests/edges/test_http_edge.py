@@ -195,9 +195,9 @@ async def test_S03_S04_the_wrong_protocol_is_ended_and_costs_nothing_else() -> N
         assert b"HTTP" not in await read_all(stream)
         assert (await this.ask(get()))[0] == OK
     async with house() as this:
-        stream = await this.connect()
-        await stream.send_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n\n\n")
-        assert (await read_all(stream)).startswith(b"HTTP/1.1 400 ")
+        hello = await this.connect()
+        await hello.send_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n\n\n")
+        assert (await read_all(hello)).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize("limits", [EdgeLimits(connections=2), EdgeLimits(connections_per_source=2)])

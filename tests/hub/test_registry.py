@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from rustunnel_py.errors import Unavailable
-from rustunnel_py.hub.link import Link
 from rustunnel_py.hub.registry import Places, Registry, Tunnel
-from rustunnel_py.hub.sessions import Session
 from rustunnel_py.model.access import Caller, Role
 from rustunnel_py.model.tunnel import HttpHost, Peer, Protocol, TcpPort
 from tests.support.agents_house import NoPorts
+
+if TYPE_CHECKING:
+    from rustunnel_py.hub.link import Link
+    from rustunnel_py.hub.sessions import Session
 
 HOLDER = cast("Session", object())
 PEER = Peer("192.0.2.1", 4444)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -16,6 +17,8 @@ from rustunnel_py.model.access import Secret
 from tests.support.played_server import PlayedControl, PlayedData, PlayedServer
 
 N = TypeVar("N")
+
+HUNG_SECONDS = 30.0
 
 
 class Heard:
@@ -77,10 +80,21 @@ async def running_agent(
         agent.code = await run_agent(config, agent.screen, stopping=agent.stopping, dice=dice)
         agent.ended.set()
 
+    done = threading.Event()
+
+    async def watch() -> None:
+        # By a thread and not by trio's clock, which tests let jump.
+        finished = await trio.to_thread.run_sync(done.wait, HUNG_SECONDS, abandon_on_cancel=True)
+        assert finished, f"it hangs; the news were {agent.screen.news}"
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        yield agent
-        nursery.cancel_scope.cancel()
+        nursery.start_soon(watch)
+        try:
+            yield agent
+        finally:
+            done.set()
+            nursery.cancel_scope.cancel()
 
 
 async def up(

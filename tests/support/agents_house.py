@@ -7,7 +7,7 @@ async with agents_house() as house:
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
@@ -16,6 +16,7 @@ from rustunnel_py.agents.door import Door
 from rustunnel_py.edges.parked import ParkingLimits
 from rustunnel_py.edges.tcp import TcpEdge
 from rustunnel_py.errors import BadCredentials
+from rustunnel_py.hub.ports import PortTaken
 from rustunnel_py.hub.registry import Places, Registry
 from rustunnel_py.hub.sessions import Sessions
 from rustunnel_py.model.access import Caller, Role, Secret
@@ -93,6 +94,9 @@ class FakeNames:
     async def release(self, owner: str, address: str) -> None:
         await trio.lowlevel.checkpoint()
         self.released.append((owner, address))
+        for key, known in self.known.items():
+            if key.owner == owner:
+                self.known[key] = [replace(one, released=True) if one.address == address else one for one in known]
 
 
 @dataclass
@@ -117,8 +121,6 @@ class NoPorts:
         self.open_ports: set[int] = set()
 
     def open(self, tunnel: Tunnel, port: int) -> None:
-        from rustunnel_py.hub.ports import PortTaken
-
         if port in self.taken:
             raise PortTaken(str(port))
         self.open_ports.add(port)

@@ -425,7 +425,9 @@ async def test_a_closed_namesake_gets_no_old_events() -> None:
                 victim.abort()
                 made.extend(socket_pair())
                 assert number in (made[0].fileno(), made[1].fileno())
-                Watching(pump, made[0] if made[0].fileno() == number else made[1])
+                if made[0].fileno() != number:
+                    made.reverse()
+                Watching(pump, made[0])
                 replaced.append(number)
 
         replaced: list[int] = []
@@ -438,5 +440,4 @@ async def test_a_closed_namesake_gets_no_old_events() -> None:
         pump.run_pass()
         assert replaced
         assert told == []
-        for sock in made:
-            sock.close()
+        made[1].close()
