@@ -166,7 +166,7 @@ class RustunnelAgent:
         trunk, self._trunk = self._trunk, None
         self.link.close(why)
         if trunk is not None:
-            pass
+            trunk.close()
 
     # hub.sessions.Agent
 
@@ -229,7 +229,7 @@ class RustunnelAgent:
         """The yamux session ended by itself; its last words are flushed."""
         trunk, self._trunk = self._trunk, None
         if trunk is not None:
-            pass
+            trunk.close()
         log.debug("data socket lost", session=self.session.public_id, why=str(error))
 
     # what is said

@@ -121,7 +121,7 @@ class Bench:
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
     async with open_pump() as pump, trio.open_nursery() as visits:
-        edge = TcpEdge(pump, "127.0.0.1", parking=ParkingLimits(wait_seconds=5))
+        edge = TcpEdge(pump, "127.0.0.1", parking=ParkingLimits(wait_seconds=1000))
         async with trio.open_nursery() as listeners:
             await listeners.start(edge.run, visits)
             yield Bench(pump, edge)

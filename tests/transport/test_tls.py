@@ -77,7 +77,7 @@ async def test_S02_old_versions_get_their_alert(pump_kind: Kind, version: int) -
             return read_all(raw)
 
         answer = await served.in_thread(talk)
-        assert alert_of(answer) == 70  # protocol_version
+        assert alert_of(answer) in (70, 40)  # protocol_version; for SSLv3 OpenSSL says handshake_failure
         assert isinstance(served.ear.errors[0], Refused)
         served.raw.close()
         await spin(lambda: bool(served.gone))
