@@ -139,7 +139,7 @@ def _ask(address: ApiAddress, method: str, path: str, token: Secret | None, body
     connection = _connection(address)
     try:
         connection.connect()
-        _check_pin(connection, getattr(address, "pin", None))
+        _check_pin(connection, address.pin)
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
         content = answer.read(ANSWER_BYTES)
@@ -157,8 +157,8 @@ def _connection(address: ApiAddress) -> http.client.HTTPConnection:
     host = url.hostname or "127.0.0.1"
     if url.scheme == "http":
         return http.client.HTTPConnection(host, url.port, timeout=ANSWER_SECONDS)
-    context = ssl.create_default_context(cafile=address.ca)
-    if getattr(address, "pin", None) is not None:  # the key itself is checked, by `_check_pin`, before anything is sent
+    context = ssl.create_default_context()
+    if address.pin is not None:  # the key itself is checked, by `_check_pin`, before anything is sent
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return http.client.HTTPSConnection(host, url.port, timeout=ANSWER_SECONDS, context=context)

@@ -69,8 +69,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     dashboard_origin: Annotated[
         Text | None,
         Meta(
-            description="Origin of web pages that may call the API from a browser (`https://dash.example.com`); "
-            "none by default."
+            description="Where people open the dashboard (`https://dash.example.com`): its host is accepted there "
+            "beside `domain`, `localhost` and IP addresses."
         ),
     ] = None
     drain_seconds: Annotated[

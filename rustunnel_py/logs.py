@@ -44,15 +44,16 @@ class _StandardError:
 def set_up(config: LoggingConfig) -> None:
     """Make every structlog logger of the process write as `config` says."""
     as_json = config.format == "json"
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer()
-            if as_json
-            else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
+            # Tracebacks without local variables: those hold tokens.
+            *([structlog.processors.format_exc_info, structlog.processors.JSONRenderer()] if as_json else [console]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[config.level]),
         logger_factory=structlog.PrintLoggerFactory(file=_StandardError()),  # type: ignore[arg-type]

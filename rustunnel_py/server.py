@@ -117,9 +117,7 @@ async def serve(
                     for edge in parts.edges():
                         await listeners.start(edge.run, visits)
                     ready = parts.ready(folder)
-                    folder.publish_address(
-                        ApiAddress(ready.dashboard_url, str(keeper.ca_path) if keeper.ca_path else None)
-                    )
+                    folder.publish_address(ApiAddress(ready.dashboard_url, keeper.pin))
                     stack.callback(folder.withdraw_address)
                     task_status.started(ready)
                     await stopping.wait()

@@ -117,7 +117,6 @@ class _Served:
         self._eof = False
         self._ended = False
         self._idle = True
-        self._answering: object = None  # stands for the request whose answer is not complete yet
         self._reading = trio.CancelScope()
         self._tasks = _Tasks(self)
 
@@ -163,7 +162,6 @@ class _Served:
             case Updated(idle=True) if self._eof:
                 self._finish()
             case Updated(idle=True):
-                self._answering = None
                 self._idle = True
                 self._reading.deadline = trio.current_time() + IDLE_SECONDS
             case Updated():
@@ -197,12 +195,7 @@ class _Served:
     async def run_app(
         self, scope: Scope, receive: Any, send: Callable[[ASGISendEvent | None], Awaitable[None]]
     ) -> None:
-        """One request. `send(None)` tells Hypercorn that the app is through with it.
-
-        Quart ends this task when it hears of a disconnect, which Hypercorn tells it of while it closes the request:
-        so Hypercorn may never come to say that the connection is over.
-        """
-        request = self._answering = object()
+        """One request. `send(None)` tells Hypercorn that the app is through with it."""
         try:
             await self._app(scope, receive, send)
         except BaseExceptionGroup as group:
@@ -213,8 +206,6 @@ class _Served:
         except Exception as error:
             self._server.crashed(error)
         await send(None)
-        if False:
-            self._finish()
 
 
 class _Tasks:

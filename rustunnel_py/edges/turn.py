@@ -101,7 +101,6 @@ class Turn:
             if self.continued:
                 return
             self.continued = True
-            self.input_seen = 0
             self.visitor.body_goes_on()
         self._interims += 1
         visitor = self.visitor
@@ -162,7 +161,6 @@ class Turn:
         if self.over or not self.blocked:
             return
         self.blocked = False
-        self.input_seen = 0
         owed, self.owed_input = self.owed_input, 0
         self.visitor.body_goes_on()
         if owed:

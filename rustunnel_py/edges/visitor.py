@@ -660,7 +660,7 @@ class Visitor:
                 turn.exchange.reset()  # its request never becomes complete
             self._finish(linger=True)
         elif last:
-            self._finish(linger=bool(self._held))
+            self._finish()
         else:
             self._idle()
             if self._held and self._phase is _HEAD:
@@ -708,8 +708,6 @@ class Visitor:
 
     def _stop_exchange(self, turn: Turn) -> None:
         exchange, turn.exchange = turn.exchange, None
-        if self._reader is not None:
-            self._reader.stop()
         if exchange is not None:
             exchange.reset()
         pipe, self._pipe = self._pipe, None

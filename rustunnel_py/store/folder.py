@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 class ApiAddress(msgspec.Struct, frozen=True):
-    """What the file `address` holds: the base URL of the API, and the authority file to verify it with if TLS."""
+    """What the file `address` holds: the base URL of the API and, for TLS, the pin of its key."""
 
     url: str
-    ca: str | None = None
+    pin: str | None = None
 
 
 class DataFolder:

@@ -360,8 +360,11 @@ def test_a_late_callback_cannot_hit_the_next_request(rig: Rig) -> None:
     turn.failed(HopError(Hop.AGENT, 502, "late", "late"))
     turn.room()
     assert connection.take() == b""
+    connection.feed(get("/3"))
+    assert len(rig.link.exchanges) == 2
     rig.exchange.reply(OK)
     assert connection.take() == OK
+    assert len(rig.link.exchanges) == 3
 
 
 def test_nothing_is_heard_after_lost(rig: Rig) -> None:

@@ -222,9 +222,13 @@ def test_a_needed_body_is_read_judged_and_sent_on(step: int) -> None:
     rig.assert_clean()
 
 
-def test_a_needed_body_may_be_refused_and_the_connection_stays() -> None:
+@pytest.mark.parametrize("cut", [0, 1, 7, 12])
+def test_a_needed_body_may_be_refused_and_the_connection_stays(cut: int) -> None:
     rig, slots = rig_with(body_policy())
-    connection = rig.send(post(b"so evil") + get("/2"))
+    raw = post(b"so evil") + get("/2")
+    at = len(post(b"so evil")) - cut
+    connection = rig.send(raw[:at])
+    rig.send(raw[at:], connection)
     answer = connection.take()
     assert answer.startswith(b"HTTP/1.1 403 ")
     assert answer.endswith(OK)

@@ -309,6 +309,13 @@ def test_the_visitor_may_ask_for_the_end(rig: Rig, line: str) -> None:
     assert connection.end == "close"
 
 
+@pytest.mark.parametrize("host", [HOST, "example.test", "nobody.example.test"])
+def test_what_comes_behind_the_last_request_is_dropped_and_costs_no_answer(rig: Rig, host: str) -> None:
+    connection = rig.send(get("/", "Connection: close", host=host) + get("/more"))
+    assert len(replies(connection.take())) == 1
+    assert connection.end == "linger"
+
+
 def test_http_1_0_stays_only_where_it_asks(rig: Rig) -> None:
     head = b"GET / HTTP/1.0\r\nHost: app.example.test\r\n"
     assert rig.send(head + b"\r\n").end == "close"

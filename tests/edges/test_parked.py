@@ -18,7 +18,7 @@ from tests.support.fake_link import OK, FakeLink
 from tests.support.visitor_rig import Rig, get, post, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from rustunnel_py.hub.link import Link
 
@@ -151,6 +151,30 @@ async def test_who_leaves_in_the_moment_of_the_return_is_not_served(autojump_clo
         connection.lose()
         await wait_all_tasks_blocked()
         assert rig.link.exchanges == []
+
+
+class NeverResuming:
+    """Parks everybody and keeps what would resume them."""
+
+    def __init__(self) -> None:
+        self.resume: list[Callable[[Link | HopError], None]] = []
+
+    def for_link(
+        self, by: object, tunnel: object, visit: object, resume: Callable[[Link | HopError], None]
+    ) -> trio.CancelScope:
+        self.resume.append(resume)
+        return trio.CancelScope()
+
+
+def test_a_visitor_that_has_gone_on_is_not_resumed() -> None:
+    rig = Rig()
+    parking = NeverResuming()
+    rig.shared.parking = parking  # type: ignore[assignment]
+    rig.tunnel.links.remove(rig.link, 0.0)
+    connection = rig.send(get())
+    connection.lose()
+    parking.resume[0](rig.link)
+    assert rig.link.exchanges == []
 
 
 async def test_P03_the_end_of_the_server_ends_those_who_wait(autojump_clock: MockClock) -> None:

@@ -82,7 +82,7 @@ async def test_A11_the_secret_is_nowhere_but_in_the_answer(
     token, secret = await accounts.create_token("one")
     await accounts.authenticate(secret, PEER)
     assert secret.reveal() not in repr(token) + repr(secret) + repr(accounts.list_tokens())
-    for path in sorted(tmp_path.glob("*.db*")):  # noqa: ASYNC240
+    for path in sorted(tmp_path.glob("*.db*")):
         assert secret.reveal().encode() not in path.read_bytes()
     shown = capsys.readouterr()
     assert secret.reveal() not in shown.out + shown.err
