@@ -183,9 +183,9 @@ def serve(config_path: Path | None, data: Path | None, check: bool, **flags: obj
     """
     config = read_config(config_path, {name.replace("__", "."): value for name, value in flags.items()})
     if check:
-        from rustunnel_py.certs.keeper import check_pair
+        from rustunnel_py.certs.keeper import check_certificates
 
-        check_pair(config.tls, config.server.domain)
+        check_certificates(config.tls, config.server.domain)
         click.echo("the settings can be used")
         return
     from rustunnel_py.server import serve_command

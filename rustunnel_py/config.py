@@ -25,9 +25,10 @@ from msgspec import Meta
 
 from rustunnel_py.errors import ConfigError
 from rustunnel_py.model.access import Secret
+from rustunnel_py.model.networks import Networks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 PREFIX = "RUSTUNNEL_"  # RUSTUNNEL_TABLE__KEY; names without a double underscore belong to the agent
 
@@ -73,6 +74,34 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             "beside `domain`, `localhost` and IP addresses."
         ),
     ] = None
+    redirect_https: Annotated[
+        bool, Meta(description="`http://` of a tunnel is answered with a redirect to `https://` on `https_port`.")
+    ] = False
+    trusted_proxies: Annotated[
+        tuple[Text, ...],
+        Meta(
+            description="Addresses and ranges whose `X-Forwarded-For` and `-Proto` are believed: `['10.0.0.0/8']`. "
+            "From everybody else they are replaced. See behind-a-proxy.md."
+        ),
+    ] = ()
+    proxy_protocol_from: Annotated[
+        tuple[Text, ...],
+        Meta(
+            description="Addresses and ranges whose connections begin with a PROXY header, version 1 or 2; without "
+            "one they are closed. From everybody else such a header is data."
+        ),
+    ] = ()
+    proxy_protocol_on: Annotated[
+        tuple[Literal["http", "https", "control", "tcp"], ...],
+        Meta(description="The listeners on which that holds; `tcp` are the ports of TCP tunnels."),
+    ] = ("http", "https", "control")
+    control_plain: Annotated[
+        bool,
+        Meta(
+            description="The control port is unencrypted, for a proxy that encrypts; only loopback, `trusted_proxies` "
+            "and `proxy_protocol_from` may connect. Trusted proxies may bring agents by `http_port` then, too."
+        ),
+    ] = False
     drain_seconds: Annotated[
         Seconds, Meta(description="After SIGTERM, the time that visits in flight have to finish.")
     ] = 30.0
@@ -85,6 +114,13 @@ class TlsConfig(msgspec.Struct, frozen=True, kw_only=True):
         Text | None, Meta(description="PEM file: the certificate, then the chain to its root. Needs `key_path`.")
     ] = None
     key_path: Annotated[Text | None, Meta(description="PEM file: its private key, without passphrase.")] = None
+    cert_folder: Annotated[
+        Text | None,
+        Meta(
+            description="Folder of more certificates, for the names in them: pairs `ANY.pem` and `ANY.key`, or folders "
+            "with `fullchain.pem` and `privkey.pem`, as certbot has them in `live`."
+        ),
+    ] = None
 
 
 class AuthConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +184,9 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit_rps: Annotated[Rate, Meta(description="Requests a second and tunnel. More are answered 429.")] = 0.0
     ip_rate_limit_rps: Annotated[
         Rate, Meta(description="Requests a second and visitor's address. More are answered 429.")
+    ] = 0.0
+    ip_handshakes_per_second: Annotated[
+        Rate, Meta(description="TLS handshakes a second and address. More connections are closed.")
     ] = 0.0
     request_body_max_bytes: Annotated[Count, Meta(description="A longer request body is answered 413.")] = 0
     tcp_port_range: Annotated[
@@ -284,6 +323,14 @@ def database_paths(config: DatabaseConfig, data: Path) -> tuple[Path, Path]:
     main = Path(config.path) if config.path else data / "main.db"
     captured = Path(config.captured_path) if config.captured_path else main.parent / "captured.db"
     return main, captured
+
+
+def networks(key: str, texts: Iterable[str]) -> Networks:
+    """The ranges of a setting. ConfigError names `key`."""
+    try:
+        return Networks.parse(texts)
+    except ValueError as error:
+        raise ConfigError(key, f"{error}; allowed: addresses and ranges, such as 10.0.0.0/8") from None
 
 
 def is_loopback(host: str) -> bool:
@@ -425,6 +472,8 @@ def _allowed(annotation: object) -> str:
             return "one of " + ", ".join(f"'{word}'" for word in words)
         case msgspec.inspect.TupleType():
             return "two ports, [first, last]"
+        case msgspec.inspect.VarTupleType(item_type=msgspec.inspect.LiteralType(values=words)):
+            return "a list of " + ", ".join(f"'{word}'" for word in words)
         case msgspec.inspect.VarTupleType():
             return "a list of texts"
         case _:
@@ -445,6 +494,8 @@ def _checked(config: Config) -> Config:
     )
     _check_ports(server)
     _check_dashboard(server)
+    for name in ("trusted_proxies", "proxy_protocol_from"):
+        networks(f"server.{name}", getattr(server, name))
     _check_access(config.auth, server)
     if (config.tls.cert_path is None) is not (config.tls.key_path is None):
         missing = "key_path" if config.tls.key_path is None else "cert_path"

@@ -20,6 +20,9 @@ OTHER: dict[str, tuple[str, dict[str, object]]] = {
     "server.host": ("'127.0.0.1'", {}),
     "server.dashboard_host": ("'::1'", {}),
     "server.dashboard_origin": ("'https://dash.example.com'", {}),
+    "server.trusted_proxies": ("['10.0.0.0/8', '::1']", {}),
+    "server.proxy_protocol_from": ("['192.0.2.7']", {}),
+    "server.proxy_protocol_on": ("['https', 'tcp']", {}),
     "tls.cert_path": ("'/c.pem'", {"tls.key_path": "/k.pem"}),
     "tls.key_path": ("'/k.pem'", {"tls.cert_path": "/c.pem"}),
     "auth.admin_token": ("'hush-hush'", {}),
@@ -192,6 +195,9 @@ def test_no_toml() -> None:
         ("[auth]\nadmin_token = 'a b'", "visible ASCII"),
         ("[auth]\nrequire_auth = false", "--open-to-the-world"),
         ("[names]\nreserved = ['WWW']", "lower-case"),
+        ("[server]\ntrusted_proxies = ['10.0.0.1/8']", "server.trusted_proxies: 10.0.0.1/8 has host bits set"),
+        ("[server]\nproxy_protocol_from = ['proxy']", "such as 10.0.0.0/8"),
+        ("[server]\nproxy_protocol_on = ['smtp']", "a list of 'control', 'http', 'https', 'tcp'"),
     ],
 )
 def test_P13_refused(toml: str, words: str) -> None:

@@ -19,6 +19,7 @@ import time
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,6 +35,7 @@ from rustunnel_py.model.visit import LocalTarget
 from rustunnel_py.transport.trunk import SocketTrunk
 from rustunnel_py.transport.websocket import ControlEnded, WebSocketTrunk, serve_control
 from rustunnel_py.wire import control as wire
+from rustunnel_py.wire.yamux import Limits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -51,7 +53,7 @@ AUTH_SECONDS = 5.0  # from the upgrade to a whole `auth`
 JUDGE_SECONDS = 8.0  # for our answer to it: the agent waits 10 s
 PING_SECONDS = 30.0
 PONG_SECONDS = 10.0
-SETTLE_SECONDS = 10.0  # a stock agent that has no data socket by then waits for no further answer of ours
+SETTLE_SECONDS = 10.0  # a stock agent without a data socket that asked for nothing so long waits for no answer of ours
 SEND_SECONDS = 20.0  # one message that the agent does not take
 OUTBOX_MAX = 2000  # messages due; a full set of 400 streams is announced at once, a few times over
 FRAMES_PER_SECOND = 100.0  # in the long run; a busy agent sends a ping each 30 s
@@ -104,6 +106,7 @@ class RustunnelAgent:
             prompt=not self.is_stock,
             first_byte_seconds=first_byte_seconds,
             data_lost=self._data_lost,
+            limits=Limits(error_is_final=not self.is_stock),
         )
         self._pump = pump
         self._sessions = sessions
@@ -111,11 +114,11 @@ class RustunnelAgent:
         self._control = control
         self._trunk: SocketTrunk | None = None
         self._had_data = False
-        self._began = trio.current_time()
+        self._answered_at = trio.current_time()  # the latest answer that a stock agent waited for
         self._outbox: deque[bytes] = deque()
         self._due = trio.Event()  # something may be in the outbox that may leave
         self._flushed = trio.Event()
-        self._answered = trio.Event()  # a registration
+        self._settled = trio.Event()  # a registration was answered, or the first data socket came
         self._sending = trio.Lock()
         self._pong = trio.Event()
         self._visits: deque[tuple[str, bytes, bytes, int, float, str]] = deque(maxlen=VISITS_KEPT)
@@ -223,6 +226,7 @@ class RustunnelAgent:
         if old is not None:
             old.abort()
         self._had_data = True
+        self._settled.set()
         self._due.set()
 
     def _data_lost(self, error: LinkLost) -> None:
@@ -239,7 +243,7 @@ class RustunnelAgent:
         """A frame that nobody asked for would fail the agent's session now."""
         if self.session.registering:
             return True
-        settled = self._had_data or trio.current_time() - self._began >= SETTLE_SECONDS
+        settled = self._had_data or trio.current_time() - self._answered_at >= SETTLE_SECONDS
         return self.is_stock and not settled
 
     def _announce(self, conn_id: str, visit: Visit) -> None:
@@ -285,7 +289,8 @@ class RustunnelAgent:
         async with self._sending:
             await self._send(wire.encode(frame))
         self.session.registering = False
-        self._answered.set()
+        self._answered_at = trio.current_time()
+        self._settled.set()
         self._due.set()
 
     async def _send_visits(self) -> None:
@@ -303,9 +308,10 @@ class RustunnelAgent:
     async def _beat(self) -> None:
         while True:
             await trio.sleep(PING_SECONDS)
-            while self.session.registering:
-                self._answered = trio.Event()
-                await self._answered.wait()
+            while self._is_delicate:
+                self._settled = trio.Event()
+                with trio.move_on_after(SETTLE_SECONDS):
+                    await self._settled.wait()
             if not await self._ping(PONG_SECONDS):
                 self.end(Expired(f"no answer to a ping within {PONG_SECONDS:g} s"))
 
@@ -324,6 +330,7 @@ class RustunnelAgent:
         registrations = Bucket(REGISTRATIONS_PER_SECOND, trio.current_time(), REGISTRATIONS_BURST)
         while True:
             message = await self._control.receive()
+            self.session.heard_at = datetime.now(UTC)
             wait = frames.take(trio.current_time())
             if wait:
                 await trio.sleep(wait)  # a flood is read no faster: TCP holds the rest back

@@ -222,8 +222,17 @@ class RustunnelLink:
         self._sweep_locals(now)
         session = self.session
         if session is not None:
+            if session.goes_away:
+                self._retire_kept()
             self._sweep_opening(now)
             session.sweep(now)
+
+    def _retire_kept(self) -> None:
+        """No new stream may be opened: the sooner the old ones end, the sooner another data socket serves."""
+        for local in [local for pool in self._kept.values() for local in pool] + list(self._owned.values()):
+            self.retire(local)
+        self._kept.clear()
+        self._owned.clear()
 
     def _sweep_locals(self, now: float) -> None:
         for tunnel_id, pool in list(self._kept.items()):

@@ -1,8 +1,11 @@
 """Which certificate a TLS listener shows, by the name that the peer asks for (SNI).
 
-With `tls.cert_path` there is one pair, for every name. Without, the server's own authority signs: one
-certificate for the domain (with its wildcard, where the domain has a dot), and under a one-label domain
-one per tunnel's name, since no client accepts `*.localhost`. Contexts are kept, as many as `_KEPT`.
+`tls.cert_folder` comes first (`folder.py`). For every other name there is the pair of `tls.cert_path`; without it the
+server's own authority signs: one certificate for the domain (with its wildcard, where the domain has a dot), and under
+a one-label domain one per tunnel's name, since no client accepts `*.localhost`. Contexts are kept, as many as `_KEPT`.
+
+Files are looked at every `WATCH_SECONDS`. What was in use stays in use until what replaces it could be loaded: a
+handshake never waits and never fails for a renewal (S13).
 """
 
 from __future__ import annotations
@@ -15,14 +18,16 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cryptography import x509
+import structlog
+import trio
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from rustunnel_py.certs.authority import LEAF_LIFE, RENEW_BEFORE, Authority
+from rustunnel_py.certs.folder import CertificateFolder
+from rustunnel_py.certs.pair import fingerprint, load_pair
 from rustunnel_py.errors import ConfigError, Unavailable
 from rustunnel_py.model.names import judge_label
 from rustunnel_py.transport.tls import server_context
-from rustunnel_py.wire.pin import pin_of_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,16 +36,29 @@ if TYPE_CHECKING:
 
 _KEPT = 256  # contexts of some 50 KiB each; a visitor can ask for any name, so they must have a bound
 
+WATCH_SECONDS = 5.0  # so soon a renewed certificate is shown; a few system calls a file each time
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 
 def _utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def check_pair(tls: TlsConfig, domain: str, *, now: datetime.datetime | None = None) -> None:
-    """Whether the configured pair can be used, where there is one. ConfigError: why not."""
+def check_certificates(tls: TlsConfig, domain: str, *, now: datetime.datetime | None = None) -> None:
+    """Whether all that is configured can be used. ConfigError: why not."""
+
+    def bare() -> ssl.SSLContext:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+    now = now or _utc_now()
     if tls.cert_path is not None and tls.key_path is not None:
-        bare = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        _Configured(Path(tls.cert_path), Path(tls.key_path), domain, lambda: bare, now or _utc_now())
+        _Configured(Path(tls.cert_path), Path(tls.key_path), domain, bare, now)
+    if tls.cert_folder is not None:
+        folder = CertificateFolder(Path(tls.cert_folder), bare)
+        folder.load(now)
+        for trouble in folder.troubles.values():
+            raise ConfigError("", trouble)
 
 
 class _Source(Protocol):
@@ -73,22 +91,40 @@ class Keeper:
         new_context: Callable[[], ssl.SSLContext] = server_context,
         now: Callable[[], datetime.datetime] = _utc_now,
     ) -> None:
+        self.reloads = 0  # how often files were read again
+        self.failures = 0  # how often some of them could not be used
+        self._domain = domain
+        self._new_context = new_context
+        self._now = now
+        self._files: tuple[Path, ...] = ()
         self._load: Callable[[], _Source]
         if tls.cert_path is not None and tls.key_path is not None:
-            cert, key = Path(tls.cert_path), Path(tls.key_path)
+            cert, key = self._files = Path(tls.cert_path), Path(tls.key_path)
             self._load = lambda: _Configured(cert, key, domain, new_context, now())
         else:
             self._load = lambda: _Signed(Authority(folder, domain, now()), folder, new_context, now)
+        self._seen = fingerprint(*self._files)
         self._source: _Source = self._load()
+        self._folder: CertificateFolder | None = None
+        if tls.cert_folder is not None:
+            self._folder = CertificateFolder(Path(tls.cert_folder), new_context)
+            self._folder.load(now())
+            self._tell_troubles({})
+
+    def __repr__(self) -> str:
+        return f"<Keeper {self._source!r} {self._folder or ''}>"
 
     @property
     def publicly_trusted(self) -> bool:
         """Clients accept the domain's certificate without being told anything."""
-        return self._source.publicly_trusted
+        pair = self._folder.find(self._domain) if self._folder is not None else None
+        return self._source.publicly_trusted if pair is None else _system_trusts(pair.context, self._domain)
 
     @property
     def pin(self) -> str:
-        return self._source.pin
+        """Of what is shown for the domain."""
+        pair = self._folder.find(self._domain) if self._folder is not None else None
+        return self._source.pin if pair is None else pair.pin
 
     @property
     def ca_path(self) -> Path | None:
@@ -97,11 +133,63 @@ class Keeper:
 
     def choose(self, name: str | None) -> ssl.SSLContext:
         """The context for a TLS peer that asks for `name`; None: it asks for none."""
+        if self._folder is not None:
+            pair = self._folder.find(self._domain if name is None else name.lower().removesuffix("."))
+            if pair is not None:
+                return pair.context
         return self._source.choose(name)
 
     def reload(self) -> None:
-        """Read the files again. What was in use stays in use if that raises ConfigError."""
-        self._source = self._load()
+        """Read the files again. What was in use stays in use if that raises ConfigError; bad pairs of the folder are
+        only logged.
+        """
+        self.reloads += 1
+        try:
+            if self._folder is not None:
+                before = self._folder.troubles
+                self._folder.load(self._now())
+                self._tell_troubles(before)
+            self._seen = fingerprint(*self._files)  # before they are read: what is written meanwhile is seen next time
+            self._source = self._load()
+        except ConfigError:
+            self.failures += 1
+            raise
+
+    def changed(self) -> bool:
+        """Whether configured files are not those that were read last."""
+        try:
+            if self._folder is not None and self._folder.changed():
+                return True
+        except ConfigError:
+            return False  # gone for a moment, or for good: what is loaded stays
+        return fingerprint(*self._files) != self._seen
+
+    async def renew(self) -> bool:
+        """`reload` in a thread, with a line in the log; whether it could be done."""
+        try:
+            await trio.to_thread.run_sync(self.reload)
+        except ConfigError as error:
+            log.error("certificates could not be loaded; the old ones stay in use", error=str(error))
+            return False
+        log.info("certificates loaded")
+        return True
+
+    async def watch(self, renewed: Callable[[], None] = lambda: None) -> None:
+        """Renew whenever configured files change, and call `renewed`."""
+        if not self._files and self._folder is None:
+            return
+        while True:
+            await trio.sleep(WATCH_SECONDS)
+            # A folder may be on a network: nothing of it is waited for here.
+            if await trio.to_thread.run_sync(self.changed) and await self.renew():
+                renewed()
+
+    def _tell_troubles(self, before: dict[str, str]) -> None:
+        troubles = self._folder.troubles if self._folder is not None else {}
+        for name, trouble in troubles.items():
+            if before.get(name) != trouble:
+                self.failures += 1
+                log.error("a certificate cannot be used", pair=name, error=trouble)
 
 
 class _Configured:
@@ -112,18 +200,9 @@ class _Configured:
     def __init__(
         self, cert: Path, key: Path, domain: str, new_context: Callable[[], ssl.SSLContext], now: datetime.datetime
     ) -> None:
-        leaf = _leaf_of(cert, now)
-        self._context = new_context()
-        try:
-            # The empty passphrase keeps OpenSSL from asking for one on the terminal.
-            self._context.load_cert_chain(cert, key, password="")
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                raise ConfigError("tls.key_path", f"{key} is not the key of {cert}") from None
-            raise ConfigError("tls.key_path", f"{key} is no private key without passphrase ({error.reason})") from None
-        except OSError as error:
-            raise ConfigError("tls.key_path", f"{key}: {error.strerror}") from None
-        self.pin = pin_of_certificate(leaf.public_bytes(Encoding.DER))
+        pair = load_pair(cert, key, new_context(), now, "tls.cert_path", "tls.key_path")
+        self._context = pair.context
+        self.pin = pair.pin
         self.publicly_trusted = _system_trusts(self._context, domain)
 
     def choose(self, name: str | None) -> ssl.SSLContext:
@@ -194,21 +273,6 @@ class _Signed:
         finally:
             Path(path).unlink()
         return context
-
-
-def _leaf_of(cert: Path, now: datetime.datetime) -> x509.Certificate:
-    """The first certificate of a configured file, which must be valid today."""
-    try:
-        leaf = x509.load_pem_x509_certificates(cert.read_bytes())[0]
-    except OSError as error:
-        raise ConfigError("tls.cert_path", f"{cert}: {error.strerror}") from None
-    except ValueError:
-        raise ConfigError("tls.cert_path", f"{cert} holds no PEM certificate") from None
-    if now > leaf.not_valid_after_utc:
-        raise ConfigError("tls.cert_path", f"{cert} has expired on {leaf.not_valid_after_utc:%Y-%m-%d}")
-    if now < leaf.not_valid_before_utc:
-        raise ConfigError("tls.cert_path", f"{cert} is not valid before {leaf.not_valid_before_utc:%Y-%m-%d}")
-    return leaf
 
 
 def _system_trusts(context: ssl.SSLContext, domain: str) -> bool:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rustunnel_py.model.tunnel import Peer
     from rustunnel_py.model.visit import Visit
     from rustunnel_py.transport.connection import Connection
+    from rustunnel_py.transport.listen import Intake
     from rustunnel_py.transport.pump import Pump
     from rustunnel_py.transport.tcp import SocketConnection
     from rustunnel_py.wire.http1 import RequestHead
@@ -70,6 +71,7 @@ class HttpEdge:
         watch: Callable[[Tunnel, Visit, RequestHead], Tap | None] | None = None,
         redirect_port: int | None = None,
         trusted_proxies: Sequence[Network] = (),
+        intake: Intake | None = None,
     ) -> None:
         if (scheme == "https") != (context is not None):
             raise ValueError("an https edge has a context, an http edge has none")
@@ -79,6 +81,7 @@ class HttpEdge:
         self._sockets = list(listeners)
         self._context = context
         self._parking_limits = parking or ParkingLimits()
+        self._intake = intake
         self._take_control = take_control
         self.census = Census(self._limits)
         self._connections: dict[SocketConnection, tuple[Visitor | None, str]] = {}
@@ -119,7 +122,7 @@ class HttpEdge:
         listeners: list[Listener] = []
         try:
             for sock in self._sockets:
-                listeners.append(Listener(self._pump, sock, self._accepted))
+                listeners.append(Listener(self._pump, sock, self._accepted, self._intake))
             task_status.started([listener.address for listener in listeners])
             await trio.sleep_forever()
         finally:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import Tunnel
     from rustunnel_py.model.tunnel import Peer
+    from rustunnel_py.transport.listen import Intake
     from rustunnel_py.transport.pump import Pump
     from rustunnel_py.transport.tcp import SocketConnection
 
@@ -53,6 +54,7 @@ class TcpEdge:
         *,
         limits: EdgeLimits | None = None,
         parking: ParkingLimits | None = None,
+        intake: Intake | None = None,
     ) -> None:
         self.pump = pump
         self.census = Census(limits or EdgeLimits())
@@ -60,6 +62,7 @@ class TcpEdge:
         self.parking: Parking | None = None  # None until the edge runs
         self.refused: dict[str, int] = {}  # by code: visits that were reset
         self._host = host
+        self._intake = intake
         self._parking_limits = parking or ParkingLimits()
         self._ports: dict[int, tuple[Tunnel, list[Listener]]] = {}
         self._visits: dict[SocketConnection, _TcpVisit] = {}
@@ -87,7 +90,7 @@ class TcpEdge:
         def accepted(sock: socket.socket, peer: Peer) -> None:
             self._accepted(tunnel, sock, peer)
 
-        self._ports[port] = tunnel, [Listener(self.pump, sock, accepted) for sock in sockets]
+        self._ports[port] = tunnel, [Listener(self.pump, sock, accepted, self._intake) for sock in sockets]
 
     def close(self, port: int) -> None:
         """Stop listening; visits that are under way go on, and end as their link says."""

@@ -208,6 +208,7 @@ class Turn:
             self.wait.abandon()
         if self.gate is not None:
             self.gate.leave(self.visit)
+        self.tunnel.output += self.output
         tell, tap = self.tunnel.tell, self.tap
         if tell is not None or tap is not None:
             milliseconds = (now - self.visit.arrived) * 1000.0

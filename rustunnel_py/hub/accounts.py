@@ -26,6 +26,7 @@ import trio
 from rustunnel_py.errors import BadCredentials, BadRequest, Forbidden, NotFound, Unavailable
 from rustunnel_py.model.access import Caller, Role, Secret
 from rustunnel_py.model.bucket import Bucket, source_of
+from rustunnel_py.model.scope import parse_scope
 from rustunnel_py.store.instants import utc_now
 from rustunnel_py.store.tokens import Token
 
@@ -40,6 +41,8 @@ T = TypeVar("T")
 
 TOKENS_MAX = 10_000  # all of them are in memory, about half a KiB each
 LABEL_MAX = 200  # characters; it is shown in a column
+TUNNELS_MAX = 1_000_000  # of one token; a number that no server reaches
+PROTOCOLS = frozenset({"http", "tcp"})  # what a token may be limited to
 SCOPE_MAX = 4096  # characters; some hundred patterns
 CREDENTIAL_MAX = 4096  # characters; more is no token, and hashing it would only cost time
 UNGUESSABLE = 22  # characters: 128 bits in base 64; what the server makes has 43
@@ -116,9 +119,36 @@ class Accounts:
         if token is None or not known or self._is_over(token):
             return None
         self._tokens.note_use(token.id, self._now())
+        return self._caller(token)
+
+    def caller_of(self, token_id: str | None) -> Caller | None:
+        """Whoever a token stands for (None: the admin), while it lives; for what was opened with it and goes on."""
+        if token_id is None:
+            return self._admin
+        token = self._tokens.get(token_id)
+        if token is None or self._is_over(token):
+            return None
+        return self._caller(token)
+
+    def _caller(self, token: Token) -> Caller:
         if token.expires_at is not None:
             self._expiring[token.id] = token.expires_at
-        return Caller(owner=token.owner, role=token.role, token_id=token.id, token_label=token.label, scope=token.scope)
+        return Caller(
+            owner=token.owner,
+            role=token.role,
+            token_id=token.id,
+            token_label=token.label,
+            scope=token.scope,
+            max_tunnels=token.max_tunnels,
+            protocols=token.protocols,
+        )
+
+    def is_live(self, caller: Caller) -> bool:
+        """Whether what the caller came with still stands: asked again at each use, not only at login."""
+        if caller.token_id is None:
+            return True
+        token = self._tokens.get(caller.token_id)
+        return token is not None and not self._is_over(token)
 
     def _is_over(self, token: Token) -> bool:
         return token.expires_at is not None and token.expires_at <= self._now()
@@ -161,8 +191,14 @@ class Accounts:
         """
         if not label.strip() or len(label) > LABEL_MAX:
             raise BadRequest(f"label: 1 to {LABEL_MAX} characters")
-        if scope is not None and (not scope.strip(" ,") or len(scope) > SCOPE_MAX):
-            raise BadRequest(f"scope: patterns with commas between them, or null; at most {SCOPE_MAX} characters")
+        if scope is not None:
+            if len(scope) > SCOPE_MAX:
+                raise BadRequest(f"scope: at most {SCOPE_MAX} characters")
+            parse_scope(scope)
+        if max_tunnels is not None and not 1 <= max_tunnels <= TUNNELS_MAX:
+            raise BadRequest(f"max_tunnels: 1 to {TUNNELS_MAX}, or null")
+        if protocols is not None and not (protocols and set(protocols) <= PROTOCOLS):
+            raise BadRequest("protocols: some of http, tcp, or null for all")
         if len(self._tokens) >= TOKENS_MAX:
             raise Unavailable("limit", f"there are {TOKENS_MAX} tokens; delete some first")
         secret = Secret(str(uuid.uuid4()))
@@ -176,7 +212,7 @@ class Accounts:
             created_at=self._now(),
             expires_at=expires_at,
             max_tunnels=max_tunnels,
-            protocols=protocols,
+            protocols=None if protocols is None else tuple(dict.fromkeys(protocols)),
         )
         await self._tokens.create(token)
         log.info("token created", token=token.id, label=label)

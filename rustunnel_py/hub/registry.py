@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol as TypingProtocol
 
 from rustunnel_py.errors import Unavailable
 from rustunnel_py.hub.links import Links
@@ -53,6 +54,16 @@ class Places:
                 return f"udp://{self.domain}:{port}"
 
 
+class Record(TypingProtocol):
+    """What stands behind a tunnel that exists apart from its agents: a lease, a stored tunnel (design: names).
+
+    Its name is taken for every other claim, also by the same owner; agents attach to it and leave it.
+    """
+
+    def tunnel_closed(self) -> None:
+        """Somebody closed the tunnel: the record is over. It takes itself off the tunnel and closes that."""
+
+
 class Tunnel:
     """A public address, its owner and who serves it now."""
 
@@ -64,8 +75,10 @@ class Tunnel:
         "id",
         "links",
         "local_addr",
+        "output",
         "owner",
         "protocol",
+        "record",
         "registered_at",
         "requests",
         "session",
@@ -86,8 +99,10 @@ class Tunnel:
         self.client_addr: Peer | None = None
         self.registered_at = datetime.now(UTC)
         self.requests = 0  # exchanges and connections since it was made
+        self.output = 0  # bytes of HTTP reply bodies since then, of exchanges that are over
         self.tell: TellVisit | None = None
         self.held_until: float | None = None  # trio's time; None while it serves
+        self.record: Record | None = None
 
     def __repr__(self) -> str:
         state = "held" if self.held_until is not None else f"{len(self.links)} links"
@@ -128,10 +143,18 @@ class Registry:
 
     def live(self) -> Iterator[Tunnel]:
         """The tunnels that are served now, oldest first."""
-        return (tunnel for tunnel in self._by_address.values() if tunnel.held_until is None)
+        return (
+            tunnel
+            for tunnel in self._by_address.values()
+            if tunnel.held_until is None and (tunnel.record is None or tunnel.session is not None)
+        )
 
     def visible_to(self, caller: Caller) -> list[Tunnel]:
         return [tunnel for tunnel in self.live() if may_see(caller, tunnel.owner)]
+
+    def owned_by(self, owner: str) -> list[Tunnel]:
+        """Every tunnel of this owner, held and unattached ones too."""
+        return [tunnel for tunnel in self._by_address.values() if tunnel.owner == owner]
 
     def public_url(self, tunnel: Tunnel) -> str:
         return self.places.url(tunnel.protocol, tunnel.address)
@@ -165,8 +188,10 @@ class Registry:
             self._by_host[address.host] = tunnel
         return tunnel
 
-    def create_tcp(self, owner: str, *, tunnel_id: str | None = None) -> Tunnel:
-        """Take any free port of the range, from a random start so that a freed port is not given at once again.
+    def create_tcp(
+        self, owner: str, *, tunnel_id: str | None = None, allowed: Callable[[int], bool] = lambda port: True
+    ) -> Tunnel:
+        """Take any free and allowed port of the range, from a random start: a freed port is not given at once again.
 
         Raises Unavailable("exhausted").
         """
@@ -177,7 +202,7 @@ class Registry:
         start = secrets.randbelow(count)
         for offset in range(count):
             address = TcpPort(low + (start + offset) % count)
-            if address in self._by_address:
+            if address in self._by_address or not allowed(address.port):
                 continue
             try:
                 return self.create(address, owner, Protocol.TCP, tunnel_id=tunnel_id)
@@ -197,12 +222,12 @@ class Registry:
         tunnel.links.add(link)
 
     def hold(self, tunnel: Tunnel, link: Link, seconds: float) -> None:
-        """Its agent went away uncleanly: keep the address for the owner."""
+        """Its agent went away uncleanly: keep the address for the owner. A record keeps it anyway."""
         now = self._clock()
         tunnel.links.remove(link, now)
         tunnel.session = None
         tunnel.tell = None
-        if not tunnel.links:
+        if not tunnel.links and tunnel.record is None:
             tunnel.held_until = now + seconds
 
     def release(self, tunnel: Tunnel) -> None:

@@ -12,14 +12,15 @@ import secrets
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from typing import Protocol as TypingProtocol
 
 import structlog
 import trio
 
 from rustunnel_py.errors import LinkLost, NotFound, Reset, StoreError, Unavailable
-from rustunnel_py.model.names import is_reserved_for, judge_label
+from rustunnel_py.model.names import generated_label, is_reserved_for, judge_label
+from rustunnel_py.model.scope import scope_of
 from rustunnel_py.model.tunnel import Address, HttpHost, Peer, Protocol, TcpPort
 from rustunnel_py.model.visit import LocalTarget
 from rustunnel_py.store.names import NameKey, Remembered
@@ -32,10 +33,15 @@ if TYPE_CHECKING:
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import Registry, TellVisit, Tunnel
     from rustunnel_py.model.access import Caller, Secret
+    from rustunnel_py.model.scope import Scope
     from rustunnel_py.store.names import Names
     from rustunnel_py.store.tunnel_log import TunnelLog
 
+OpenRecord: TypeAlias = "Callable[[Secret], tuple[Caller, Tunnel] | None]"
+WatchTunnel: TypeAlias = "Callable[[Tunnel], TellVisit]"
+
 ANSWER_SECONDS = 2.0  # how long the holder of a contested name may take to answer a ping (design: names)
+TRIES_MAX = 64  # random names within a scope; one like `pr-?` may have few that are free
 GOODBYE_SECONDS = 2.0  # how long telling all agents of the shutdown may take
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -88,7 +94,7 @@ class Wish:
 class Session:
     """One authenticated agent. `id` opens its data socket and is a secret; `public_id` is what others see."""
 
-    def __init__(self, caller: Caller, introduction: Introduction) -> None:
+    def __init__(self, caller: Caller, introduction: Introduction, *, record_tunnel: Tunnel | None = None) -> None:
         self.id = str(uuid.uuid4())
         self.public_id = str(uuid.uuid4())
         self.data_secret = secrets.token_urlsafe(32)
@@ -103,6 +109,8 @@ class Session:
         self.agent: Agent | None = None
         self.registering = False  # between a register_tunnel and its answer: nothing else may be sent (wire 3.2)
         self.ended = False
+        self.record_tunnel = record_tunnel  # the only tunnel that it may serve: it came with a record's secret
+        self.heard_at = datetime.now(UTC)  # its last control frame
 
     def __repr__(self) -> str:
         return f"<Session {self.public_id} of {self.peer}, {len(self.tunnels)} tunnels>"
@@ -133,6 +141,8 @@ class Sessions:
         self._clock = clock
         self._started = clock()
         self._by_id: dict[str, Session] = {}
+        self._openers: list[OpenRecord] = []
+        self._watch: WatchTunnel | None = None
         accounts.on_ended(self._token_ended)
 
     def __len__(self) -> int:
@@ -141,14 +151,28 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._by_id.values()))
 
+    def on_record_secret(self, find: OpenRecord) -> None:
+        """`find(secret)` is asked first about every agent's secret: who attaches with it, and to what."""
+        self._openers.append(find)
+
+    def on_attached(self, watch: WatchTunnel) -> None:
+        """`watch(tunnel)` gives what else is to be told of a tunnel's visits while this session serves it."""
+        self._watch = watch
+
     def find(self, session_id: str) -> Session | None:
-        """The live session that a data socket names."""
-        return self._by_id.get(session_id)
+        """The live session that a data socket names; not of a token that ended."""
+        session = self._by_id.get(session_id)
+        return session if session is not None and self._accounts.is_live(session.caller) else None
 
     async def authenticate(self, introduction: Introduction) -> Session:
         """A session for whoever the token stands for. Raises BadCredentials."""
-        caller = await self._accounts.authenticate_agent(introduction.token, introduction.peer)
-        session = Session(caller, introduction)
+        attaching = next((found for opener in self._openers if (found := opener(introduction.token))), None)
+        if attaching is not None:
+            caller, tunnel = attaching
+            session = Session(caller, introduction, record_tunnel=tunnel)
+        else:
+            caller = await self._accounts.authenticate_agent(introduction.token, introduction.peer)
+            session = Session(caller, introduction)
         self._by_id[session.id] = session
         log.info("agent connected", session=session.public_id, peer=str(session.peer), owner=caller.owner)
         return session
@@ -156,24 +180,29 @@ class Sessions:
     async def register(self, session: Session, wish: Wish) -> Tunnel:
         """Give the session the address that it wishes for. Raises Unavailable; the text goes to the agent."""
         session.registering = True
+        if session.record_tunnel is not None:
+            tunnel = await self._claim_record(session, wish, session.record_tunnel)
+            self._attach(session, wish, tunnel)
+            return tunnel
         if wish.grouped:
             raise Unavailable("unsupported", "groups are not served by this server yet; register without a group key")
         if self._max_tunnels and len(session.tunnels) >= self._max_tunnels:
             raise Unavailable(
                 "limit", f"a session may have {self._max_tunnels} tunnels (limits.max_tunnels_per_session)"
             )
+        self._check_token(session.caller, wish.protocol)
         wished: Address | None
         match wish.protocol:
             case Protocol.HTTP | Protocol.HTTPS:
                 wished = None if wish.subdomain is None else self._judged_host(session.caller, wish.subdomain)
             case Protocol.TCP:
-                wished = None if wish.port is None else self._judged_port(wish.port)
+                wished = None if wish.port is None else self._judged_port(session.caller, wish.port)
             case Protocol.UDP | Protocol.P2P:
                 raise Unavailable("unsupported", f"{wish.protocol.value} tunnels are not served by this server yet")
         if wished is not None:
             tunnel = await self._claim(session, wish, wished)
         else:
-            tunnel = await self._remembered(session, wish) or self._new(session, wish)
+            tunnel = await self._remembered(session, wish) or self._new(session.caller, wish)
         self._attach(session, wish, tunnel)
         if wished is None:
             await self._remember(session, wish, tunnel)
@@ -183,16 +212,58 @@ class Sessions:
         label = judge_label(subdomain)
         if not caller.is_admin and is_reserved_for(label, self._reserved, caller.scope):
             raise Unavailable("reserved", f"the name {label} is reserved on this server")
-        return self._registry.host_of(label)
+        address = self._registry.host_of(label)
+        if not may_have(caller, address):
+            raise Unavailable("scope", f"this token may not have the name {label}; its scope is {caller.scope}")
+        return address
 
-    def _judged_port(self, port: int) -> TcpPort:
+    def _judged_port(self, caller: Caller, port: int) -> TcpPort:
         if not self._registry.in_tcp_range(port):
             raise Unavailable("malformed", f"port {port} is outside this server's limits.tcp_port_range")
-        return TcpPort(port)
+        address = TcpPort(port)
+        if not may_have(caller, address):
+            raise Unavailable("scope", f"this token may not have port {port}; its scope is {caller.scope}")
+        return address
+
+    def _check_token(self, caller: Caller, protocol: Protocol) -> None:
+        if not self._accounts.is_live(caller):
+            raise Unavailable("scope", "the token was revoked or has expired")
+        word = "tcp" if protocol is Protocol.TCP else "http"
+        if caller.protocols is not None and word not in caller.protocols:
+            raise Unavailable("scope", f"this token may not open {word} tunnels")
+
+    def _check_count(self, caller: Caller) -> None:
+        """Over all sessions of the token; counted where the tunnel is given, so that no race passes it."""
+        most = caller.max_tunnels
+        if most is None:
+            return
+        count = sum(len(one.tunnels) for one in self._by_id.values() if one.caller.token_id == caller.token_id)
+        if count >= most:
+            raise Unavailable("limit", f"this token may have {most} tunnels at a time")
+
+    async def _claim_record(self, session: Session, wish: Wish, tunnel: Tunnel) -> Tunnel:
+        """The record's tunnel, by its own name; its present agent gives way when it is the same one, or silent."""
+        host = tunnel.address
+        label = host.host.partition(".")[0] if isinstance(host, HttpHost) else ""
+        if wish.protocol not in (Protocol.HTTP, Protocol.HTTPS) or (wish.subdomain or "").lower() != label:
+            raise Unavailable("taken", "this secret is for another tunnel")
+        while self._registry.owns(tunnel):
+            holder = tunnel.session
+            if holder is None:
+                return tunnel
+            if holder is session:
+                raise Unavailable("taken", f"{host} is in use by this session")
+            if not self._is_same_agent(holder, session) and await self._answers(holder):
+                raise Unavailable("taken", f"{host} is in use from {holder.peer}")
+            if tunnel.session is holder:
+                self._detach(holder, tunnel)
+        raise Unavailable("taken", f"{host} has ended")
 
     async def _claim(self, session: Session, wish: Wish, address: Address) -> Tunnel:
         caller = session.caller
         while (tunnel := self._registry.find(address)) is not None:
+            if tunnel.record is not None:
+                raise Unavailable("taken", f"{address} is in use")
             if tunnel.owner != caller.owner:
                 if not (wish.take_over and caller.is_admin):
                     raise Unavailable("taken", f"{address} is in use")
@@ -251,7 +322,7 @@ class Sessions:
         """The remembered address, if nobody else has the better right to it."""
         foreign = memory.instance is not None and session.instance is not None and memory.instance != session.instance
         address = self._address_of(wish.protocol, memory.address)
-        if address is None:
+        if address is None or not may_have(session.caller, address):
             return None
         tunnel = self._registry.find(address)
         if tunnel is None:
@@ -262,7 +333,7 @@ class Sessions:
                 return self._registry.create(address, session.caller.owner, wish.protocol, tunnel_id=memory.tunnel_id)
             except Unavailable:
                 return None
-        if tunnel.owner != session.caller.owner or tunnel.session is session:
+        if tunnel.owner != session.caller.owner or tunnel.session is session or tunnel.record is not None:
             return None
         holder = tunnel.session
         if holder is None:
@@ -280,22 +351,44 @@ class Sessions:
             return self._registry.host_of(text)
         return TcpPort(int(text)) if self._registry.in_tcp_range(int(text)) else None
 
-    def _new(self, session: Session, wish: Wish) -> Tunnel:
-        owner = session.caller.owner
+    def _new(self, caller: Caller, wish: Wish) -> Tunnel:
+        """A random address, within the token's scope."""
+        scope = scope_of(caller.scope)
         if wish.protocol is Protocol.TCP:
-            return self._registry.create_tcp(owner)
-        return self._registry.create(self._registry.free_host(), owner, wish.protocol)
+            if scope is None:
+                return self._registry.create_tcp(caller.owner)
+            if not scope.ports:
+                raise Unavailable("scope", f"this token may not have a port; its scope is {caller.scope}")
+            return self._registry.create_tcp(caller.owner, allowed=scope.allows_port)
+        host = self._registry.free_host() if scope is None else self._free_host(caller, scope)
+        return self._registry.create(host, caller.owner, wish.protocol)
+
+    def _free_host(self, caller: Caller, scope: Scope) -> HttpHost:
+        """Whichever literal name of the scope is free, else a random one of its form."""
+        labels: list[str | None] = [*scope.literal_labels, *(self._random_label(scope) for _ in range(TRIES_MAX))]
+        for label in labels:
+            try:
+                host = None if label is None else self._judged_host(caller, label)
+            except Unavailable:
+                continue
+            if host is not None and self._registry.find(host) is None:
+                return host
+        raise Unavailable("scope", f"no name within this token's scope is free; its scope is {caller.scope}")
+
+    @staticmethod
+    def _random_label(scope: Scope) -> str | None:
+        return scope.label_from(generated_label(secrets.token_bytes(16)))
 
     def _attach(self, session: Session, wish: Wish, tunnel: Tunnel) -> None:
         agent = session.agent
         if session.ended or agent is None:
-            if not tunnel.links and tunnel.held_until is None:
+            if not tunnel.links and tunnel.held_until is None and tunnel.record is None:
                 self._registry.release(tunnel)
             raise Unavailable("limit", "the session ended meanwhile")
         tunnel.protocol = wish.protocol
         tunnel.local_addr = wish.local_addr
         tunnel.target = wish.target
-        tunnel.tell = agent.tell_visit(tunnel.id)
+        tunnel.tell = _both(agent.tell_visit(tunnel.id), self._watch and self._watch(tunnel))
         session.tunnels[tunnel.id] = tunnel
         self._registry.serve(tunnel, session, agent.link, session.peer)
         caller = session.caller
@@ -342,6 +435,10 @@ class Sessions:
 
     async def _free(self, session: Session, tunnel: Tunnel) -> None:
         self._end_of_service(session, tunnel)
+        if tunnel.record is not None:
+            tunnel.session = None
+            tunnel.tell = None
+            return
         self._registry.release(tunnel)
         log.info("tunnel ended", tunnel=tunnel.id, address=str(tunnel.address))
         if session.caller.anonymous:
@@ -364,6 +461,9 @@ class Sessions:
 
     def close_tunnel(self, tunnel: Tunnel) -> None:
         """Force it closed (REST delete, take-over by an admin): the address is free, an emptied session ends."""
+        if tunnel.record is not None:
+            tunnel.record.tunnel_closed()
+            return
         session = tunnel.session
         if session is None:
             self._registry.release(tunnel)
@@ -403,7 +503,8 @@ class Sessions:
             if session.caller.token_id == token_id:
                 for tunnel in list(session.tunnels.values()):
                     self._end_of_service(session, tunnel)
-                    self._registry.release(tunnel)
+                    if tunnel.record is None:
+                        self._registry.release(tunnel)
                 if session.agent is not None:
                     session.agent.end(Reset("its token was revoked"))
 
@@ -414,6 +515,27 @@ class Sessions:
                 for session in self:
                     if session.agent is not None:
                         nursery.start_soon(session.agent.say_goodbye)
+
+
+def _both(first: TellVisit | None, second: TellVisit | None) -> TellVisit | None:
+    if first is None or second is None:
+        return first or second
+
+    def tell(method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
+        first(method, target, status, milliseconds, visit_id)
+        second(method, target, status, milliseconds, visit_id)
+
+    return tell
+
+
+def may_have(caller: Caller, address: Address) -> bool:
+    """Whether the scope of the caller's token names the address."""
+    scope = scope_of(caller.scope)
+    if scope is None:
+        return True
+    if isinstance(address, HttpHost):
+        return scope.allows_label(address.host.partition(".")[0])
+    return isinstance(address, TcpPort) and scope.allows_port(address.port)
 
 
 def _name_key(session: Session, wish: Wish) -> NameKey:

@@ -41,7 +41,8 @@ class Caller:
     """An authenticated user of the API or an agent's owner.
 
     `owner` is the user's id; names, tunnels, history and captures belong to it. `token_id` and `token_label`
-    are None for the admin token. `scope` is None (everything) or the token's comma-separated patterns.
+    are None for the admin token. `scope` is None (everything) or the token's comma-separated patterns,
+    `max_tunnels` and `protocols` (`http`, `tcp`) None or what the token is limited to.
     """
 
     owner: str
@@ -50,6 +51,8 @@ class Caller:
     token_label: str | None = None
     scope: str | None = None
     anonymous: bool = False
+    max_tunnels: int | None = None
+    protocols: tuple[str, ...] | None = None
 
     @property
     def is_admin(self) -> bool:

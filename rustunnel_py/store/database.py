@@ -32,7 +32,10 @@ from rustunnel_py.errors import StoreBroken, StoreError
 from rustunnel_py.store import files
 from rustunnel_py.store.accounts import Users
 from rustunnel_py.store.instants import utc_now
+from rustunnel_py.store.leases import LeaseBook
+from rustunnel_py.store.logins import LoginBook
 from rustunnel_py.store.names import Names
+from rustunnel_py.store.telemetry import TelemetryBook
 from rustunnel_py.store.tokens import Tokens
 from rustunnel_py.store.tunnel_log import TunnelLog
 
@@ -63,6 +66,9 @@ class Store:
     names: Names
     accounts: Users
     tunnel_log: TunnelLog
+    leases: LeaseBook
+    logins: LoginBook
+    telemetry: TelemetryBook
     captured: Database
 
 
@@ -81,6 +87,9 @@ async def open_store(main: Path, captured: Path, *, now: Callable[[], datetime] 
             names=Names(main_database, now),
             accounts=users,
             tunnel_log=TunnelLog(main_database, now),
+            leases=LeaseBook(main_database),
+            logins=LoginBook(main_database),
+            telemetry=TelemetryBook(captured_database),
             captured=captured_database,
         )
         await users.load()

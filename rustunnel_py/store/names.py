@@ -60,6 +60,14 @@ class Names:
             for address, tunnel_id, instance, released, used_at in await self._database.read(work)
         ]
 
+    async def local_addresses(self, owner: str) -> dict[str, str]:
+        """By tunnel id, the local address that its name is remembered for. Raises StoreError."""
+
+        async def work(transaction: Transaction) -> list[Row]:
+            return await transaction.fetch_all("SELECT tunnel_id, local_addr FROM names WHERE owner = ?", (owner,))
+
+        return {str(tunnel_id): str(local_addr) for tunnel_id, local_addr in await self._database.read(work)}
+
     async def remember(self, key: NameKey, memory: Remembered) -> None:
         """Make `memory` the newest of its key; the oldest beyond the bounds are forgotten. Raises StoreError."""
         words = _words(key)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from rustunnel_py.errors import HttpError, LinkLost
+from rustunnel_py.model.bucket import source_of
 from rustunnel_py.transport.connection import Connection
 from rustunnel_py.transport.listen import Listener
 from rustunnel_py.transport.tcp import TcpConnection, peer_of
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
+    from rustunnel_py.model.bucket import Buckets
     from rustunnel_py.model.tunnel import Peer
+    from rustunnel_py.transport.listen import Intake
     from rustunnel_py.transport.pump import Pump
 
 # From the first byte of a connection, or the end of its handshake, to the end of the head.
@@ -119,7 +122,8 @@ class Front:
     """A table of routes behind the sockets of one listener; `context` is None for plain HTTP.
 
     `accepted(connection)` is asked of each new connection before anything is read: False drops it. `otherwise` gets
-    what no route matches; without it that is a 404.
+    what no route matches; without it that is a 404. `handshakes` bounds those of each source; beyond it a connection
+    is closed.
     """
 
     def __init__(
@@ -133,6 +137,8 @@ class Front:
         accepted: Callable[[Connection], bool] | None = None,
         head_deadline: float = HEAD_SECONDS,
         otherwise: Handle | None = None,
+        intake: Intake | None = None,
+        handshakes: Buckets | None = None,
     ) -> None:
         self.name = name
         self.routes = routes
@@ -142,6 +148,8 @@ class Front:
         self._accepted = accepted
         self._head_deadline = head_deadline
         self._otherwise = otherwise
+        self._intake = intake
+        self._handshakes = handshakes
         self._reading: dict[Connection, None] = {}
 
     def __repr__(self) -> str:
@@ -149,7 +157,7 @@ class Front:
 
     async def run(self, *, task_status: trio.TaskStatus[list[Peer]] = trio.TASK_STATUS_IGNORED) -> None:
         """Accept until cancelled; then close the listeners and what still reads a head. Starts with the addresses."""
-        listeners = [Listener(self._pump, sock, self._accept) for sock in self._sockets]
+        listeners = [Listener(self._pump, sock, self._accept, self._intake) for sock in self._sockets]
         try:
             task_status.started([peer_of(sock.getsockname()) for sock in self._sockets])
             await trio.sleep_forever()
@@ -171,6 +179,9 @@ class Front:
         if self._context is None:
             connection = TcpConnection(self._pump, sock, gone=self._gone)
         else:
+            if self._handshakes is not None and self._handshakes.take(source_of(peer.ip), self._pump.now):
+                sock.close()
+                return
             connection = TlsConnection(
                 self._pump, sock, self._context, server_side=True, gone=self._gone, handshaken=self._restart_deadline
             )

@@ -1,4 +1,8 @@
-"""Listening sockets, and the handler that accepts from one and survives everything."""
+"""Listening sockets, the handler that accepts from one and survives everything, and real addresses.
+
+Where a trusted proxy connects, a PROXY header comes first (`wire/proxy.py`), before TLS too. It is peeked at and then
+read to its last byte, so that whoever gets the socket knows nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,21 @@ import ipaddress
 import math
 import socket
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rustunnel_py.errors import PortInUse
-from rustunnel_py.transport.pump import EPOLLIN, Pump
+from rustunnel_py.errors import PortInUse, WireError
+from rustunnel_py.model.networks import Networks
+from rustunnel_py.model.tunnel import Peer
+from rustunnel_py.transport.pump import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, SWEEP_SECONDS, Pump
 from rustunnel_py.transport.tcp import peer_of
+from rustunnel_py.wire import proxy
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from rustunnel_py.model.tunnel import Peer
 
 # Connections that wait in the kernel; it cuts this to net.core.somaxconn. A reload of a page with many assets by
 # many visitors at once must not see a refusal.
@@ -25,6 +34,13 @@ BACKLOG = 1024
 ACCEPTS_A_PASS = 32
 # No descriptor or memory left: how long nothing is accepted.
 PAUSE_SECONDS = 1.0
+
+# Descriptors that visitors do not get, so that admins, agents and the database still do (P07).
+RESERVED_DESCRIPTORS = 64
+# A PROXY header is the first thing on a connection, in one segment almost always.
+INTRODUCTION_SECONDS = 10.0
+# Connections whose header is not there yet, on one listener. Proxies send it at once.
+INTRODUCTIONS_MAX = 1024
 
 _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -117,18 +133,70 @@ def _in_use(error: OSError, host: str, port: int, key: str) -> PortInUse:
     return PortInUse(key, f"cannot listen on {host or '::'} port {port}: {error.strerror or error}")
 
 
+def descriptor_ceiling() -> float:
+    """Above this number a descriptor is one of the reserve: the lowest free one is always given."""
+    if sys.platform == "win32":
+        return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    return limit - min(RESERVED_DESCRIPTORS, limit // 4)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as this process may have; each visitor and each agent takes some."""
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            pass  # the kernel's own ceiling is lower; the soft limit stands
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """How connections are accepted. `introduced_by`: those who must begin with a PROXY header; everybody else's is
+    data. `ceiling`: a socket with a higher descriptor is not accepted.
+    """
+
+    introduced_by: Networks = Networks()
+    ceiling: float = math.inf
+
+
 class Listener:
     """Accepts from `sock` and hands each socket on; owns `sock`. A crash in `accepted` costs that socket only."""
 
-    __slots__ = ("_closed", "_paused", "accepted", "due", "pauses", "pump", "sock")
+    __slots__ = (
+        "_closed",
+        "_intake",
+        "_introductions",
+        "_paused",
+        "accepted",
+        "due",
+        "pauses",
+        "pump",
+        "sock",
+        "unintroduced",
+    )
 
-    def __init__(self, pump: Pump, sock: socket.socket, accepted: Callable[[socket.socket, Peer], None]) -> None:
+    def __init__(
+        self,
+        pump: Pump,
+        sock: socket.socket,
+        accepted: Callable[[socket.socket, Peer], None],
+        intake: Intake | None = None,
+    ) -> None:
         sock.setblocking(False)
         self.pump = pump
         self.sock = sock
         self.accepted = accepted
         self.due = math.inf
         self.pauses = 0  # how often descriptors or memory ran out
+        self.unintroduced = 0  # connections of proxies that ended for want of a PROXY header
+        self._intake = intake or Intake()
+        self._introductions: dict[_Introduction, None] = {}
         self._paused = False
         self._closed = False
         pump.add(self)
@@ -153,14 +221,40 @@ class Listener:
                 if self._closed or error.errno == errno.EBADF:
                     return
                 continue  # that one visitor left again: ECONNABORTED and its like, accept(2)
-            try:
-                self.accepted(sock, peer_of(address))
-            except Exception as error:
+            if sock.fileno() >= self._intake.ceiling:
                 sock.close()
-                self.pump.crash(None, error)
+                self._pause()
+                return
+            peer = peer_of(address)
+            if self._intake.introduced_by and peer.ip in self._intake.introduced_by:
+                self._await_introduction(sock, peer)
+            else:
+                self._hand_on(sock, peer)
             if self._closed:
                 return
         self.pump.again(self, EPOLLIN)
+
+    def _hand_on(self, sock: socket.socket, peer: Peer) -> None:
+        try:
+            self.accepted(sock, peer)
+        except Exception as error:
+            sock.close()
+            self.pump.crash(None, error)
+
+    def _await_introduction(self, sock: socket.socket, peer: Peer) -> None:
+        if len(self._introductions) >= INTRODUCTIONS_MAX:
+            self.unintroduced += 1
+            sock.close()
+            return
+        self._introductions[_Introduction(self, sock, peer)] = None
+
+    def _introduced(self, introduction: _Introduction, visitor: Peer | None) -> None:
+        """The header was read; None: there is none to come, and the socket is closed."""
+        del self._introductions[introduction]
+        if visitor is None:
+            self.unintroduced += 1
+        else:
+            self._hand_on(introduction.sock, visitor)
 
     def _pause(self) -> None:
         """Out of descriptors: let those who hold some finish, and look again at the next sweep."""
@@ -182,6 +276,8 @@ class Listener:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            for introduction in list(self._introductions):
+                introduction.abort()
             self.pump.drop(self)
             self.sock.close()
 
@@ -191,3 +287,63 @@ class Listener:
     def crashed(self, error: Exception) -> None:
         """`ready` itself raised: go on accepting."""
         self.pump.again(self, EPOLLIN)
+
+
+class _Introduction:
+    """An accepted socket of a proxy until its PROXY header is there; then the pump lets go of it and it is handed on."""
+
+    __slots__ = ("_deadline", "_listener", "_peer", "_seen", "due", "pump", "sock")
+
+    def __init__(self, listener: Listener, sock: socket.socket, peer: Peer) -> None:
+        sock.setblocking(False)
+        self.pump = listener.pump
+        self.sock = sock
+        self._listener = listener
+        self._peer = peer
+        self._seen = 0  # bytes of an incomplete header
+        self._deadline = self.due = self.pump.now + INTRODUCTION_SECONDS
+        self.pump.add(self)
+
+    def ready(self, flags: int) -> None:
+        if self.sock.fileno() < 0:
+            return
+        try:
+            came = self.sock.recv(proxy.V2_MAX + 16, socket.MSG_PEEK)
+            header = proxy.read(came) if came else None
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, WireError):
+            self.abort()
+            return
+        if header is not None:
+            self.sock.recv(header.size)
+            self.pump.drop(self)
+            self._listener._introduced(self, self._peer if header.source is None else Peer(*header.source))
+        elif not came or flags & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.abort()
+        else:
+            self._seen = len(came)
+            # What is only peeked at would wake the portable pump for ever: it looks again at the next sweep.
+            self.due = min(self._deadline, self.pump.now + SWEEP_SECONDS)
+
+    def expired(self) -> None:
+        if self.pump.now >= self._deadline:
+            self.abort()
+        else:
+            self.due = self._deadline
+            self.ready(0)
+
+    def wants(self) -> int:
+        return 0 if self._seen else EPOLLIN
+
+    def flush(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        if self.sock.fileno() >= 0:
+            self.pump.drop(self)
+            self.sock.close()
+            self._listener._introduced(self, None)
+
+    def crashed(self, error: Exception) -> None:
+        self.abort()

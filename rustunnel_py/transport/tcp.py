@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from rustunnel_py.errors import Crash, Expired, LinkLost, Refused, Reset
 from rustunnel_py.model.tunnel import Peer
-from rustunnel_py.transport.pump import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, SCRATCH_SIZE, SWEEP_SECONDS
+from rustunnel_py.transport.pump import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, SCRATCH_SIZE
 from rustunnel_py.wire.sink import SILENT, Buffer, Sink
 
 if TYPE_CHECKING:
@@ -525,7 +525,7 @@ class SocketConnection:
         if self.pump.now >= self._stall or _kernel_holds(self.sock) == 0:
             self._finish(rst=True)
         else:
-            self._give_up = self.pump.now + SWEEP_SECONDS
+            self._give_up = self.pump.now  # and again at the next sweep
 
     def _lose(self, error: LinkLost) -> None:
         """End at once and tell the sink; only ever called by the pump."""

@@ -99,7 +99,8 @@ class Limits:
     `window` (bytes) is what the peer may send on a stream unread; above INITIAL_WINDOW the rest is granted with the
     SYN or ACK, and below it cannot go. `max_streams` and `max_unacknowledged` bound what we open (a stock agent
     stands 512 and 256), `max_accepted` what the peer opens. `half_closed_seconds`: a stream whose FIN we sent and on
-    which nothing came for so long is reset (None: never).
+    which nothing came for so long is reset (None: never). `error_is_final`: a peer that said go-away with code 1 takes
+    no new streams; a stock agent complains so and goes on (wire spec section 4).
     """
 
     window: int = INITIAL_WINDOW
@@ -108,6 +109,7 @@ class Limits:
     frame_max: int = 16 * 1024 * 1024
     max_accepted: int = 512
     half_closed_seconds: float | None = 300.0
+    error_is_final: bool = True
 
     def __post_init__(self) -> None:
         if not INITIAL_WINDOW <= self.window <= MAX_CREDIT:
@@ -594,6 +596,8 @@ class Session:
         self.peer_code = code
         if code > INTERNAL_ERROR:
             self._end(Reset(f"the peer went away with code {code}"))
+            return
+        if code == PROTOCOL_ERROR and not self._limits.error_is_final:
             return
         # Streams that are open go on; when the last of them is done the session is of no use.
         self.goes_away = self._draining = True

@@ -213,8 +213,8 @@ def test_a_listener_without_a_certificate_shows_what_the_keeper_chooses(tmp_path
     assert pin_of_certificate(shown(context).public_bytes(Encoding.DER)) == keeper.pin
 
 
-def test_check_pair(tmp_path: Path) -> None:
-    keeping.check_pair(TlsConfig(), "t.example.com")
-    keeping.check_pair(pair(tmp_path, "a"), "a")
+def test_check_certificates(tmp_path: Path) -> None:
+    keeping.check_certificates(TlsConfig(), "t.example.com")
+    keeping.check_certificates(pair(tmp_path, "a"), "a")
     with pytest.raises(ConfigError, match="has expired"):
-        keeping.check_pair(pair(tmp_path, "b", start=NOW - 11 * DAY), "b")
+        keeping.check_certificates(pair(tmp_path, "b", start=NOW - 11 * DAY), "b")

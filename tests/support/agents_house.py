@@ -46,6 +46,7 @@ class FakeAccounts:
     def __init__(self) -> None:
         self.ended: list[Callable[[str], None]] = []
         self.registered: list[Caller] = []
+        self.dead: set[str] = set()
 
     async def authenticate_agent(self, token: Secret, peer: Peer) -> Caller:
         await trio.lowlevel.checkpoint()
@@ -70,7 +71,11 @@ class FakeAccounts:
     def tunnel_registered(self, caller: Caller) -> None:
         self.registered.append(caller)
 
+    def is_live(self, caller: Caller) -> bool:
+        return caller.token_id not in self.dead
+
     def revoke(self, token_id: str) -> None:
+        self.dead.add(token_id)
         for callback in self.ended:
             callback(token_id)
 

@@ -42,6 +42,19 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return one, other
 
 
+_KEY_USAGE = x509.KeyUsage(
+    digital_signature=True,
+    key_cert_sign=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
 @functools.cache
 def certificate(*names: str) -> tuple[pathlib.Path, pathlib.Path]:
     """A self-signed certificate for `names` and its key, as PEM files."""
@@ -58,6 +71,8 @@ def certificate(*names: str) -> tuple[pathlib.Path, pathlib.Path]:
         .not_valid_after(datetime.datetime(2099, 1, 1))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_KEY_USAGE, critical=True)  # Python 3.13 verifies strictly
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     folder = pathlib.Path(tempfile.mkdtemp(prefix="rustunnel-test-"))

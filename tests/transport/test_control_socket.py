@@ -140,6 +140,7 @@ async def test_clean_is_a_close_frame_and_nothing_else(pump_kind: Kind, how: byt
         agent.says(how)
         do(agent.connection.pump, agent.connection, agent.connection.send_eof)
         assert (await receive_end(control)).clean is clean
+        control.drop()
         await agent.ear.wait(lambda: "eof" in agent.ear.heard or "lost" in agent.ear.heard)
         assert b"\x88" not in agent.ear.received
 
@@ -207,8 +208,7 @@ async def test_a_refused_upgrade_says_its_status(pump_kind: Kind) -> None:
             (b"SSH-2.0-OpenSSH\r\n\r\n", 0),
         ):
             one, other = pair("tcp", pump)
-            server = Agent(other)
-            do(pump, other, lambda answer=answer: server.connection.send(answer))  # type: ignore[misc]
+            Agent(other).says(answer)
             with pytest.raises(UpgradeRefused) as caught:
                 async with open_control(ConnectionStream(one), "localhost", "/_control"):
                     raise AssertionError("it was refused")

@@ -1,0 +1,276 @@
+"""Telemetry of tunnels: what agents post, what the server measures itself, and the history of both.
+
+* Once something was posted for a tunnel, that counts, as posted. Else, once it has carried its first visit, what
+  the server measures: totals since the tunnel was made, durations from a request's head to the last byte of its reply.
+* History has one point each POINT_SECONDS and tunnel. The request log is what was posted; of a tunnel whose
+  agent posts nothing, the last MEASURED_EVENTS_MAX visits, kept in memory.
+* A visit costs one call and two appends; everything else is done when somebody asks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from rustunnel_py.errors import StoreError
+from rustunnel_py.model.telemetry import (
+    LoggedRequest,
+    Metrics,
+    MetricsPoint,
+    RequestEvent,
+    Samples,
+    Snapshot,
+    clean_method,
+    clean_path,
+    clean_region,
+)
+from rustunnel_py.store.instants import utc_now
+from rustunnel_py.store.telemetry import TelemetryBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from rustunnel_py.hub.registry import Registry, TellVisit, Tunnel
+    from rustunnel_py.store.telemetry import TelemetryBook
+
+POINT_SECONDS = 10.0
+WRITE_SECONDS = 1.0
+PRUNE_SECONDS = 600.0
+REQUESTS_KEPT = timedelta(hours=24)
+POINTS_KEPT = timedelta(days=7)
+MEASURED_EVENTS_MAX = 500  # as many as the inspector keeps in memory
+PENDING_MAX = 50_000  # rows that wait for a disk that does not answer; past that new ones are dropped and counted
+ERROR_STATUS = 500
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Telemetry:
+    """`clock` is monotonic seconds, `now` the wall clock; `region` is this server's, None where it has no name."""
+
+    def __init__(
+        self,
+        book: TelemetryBook,
+        registry: Registry,
+        *,
+        region: str | None,
+        clock: Callable[[], float] = trio.current_time,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._book = book
+        self._registry = registry
+        self._region = clean_region(region)
+        self._clock = clock
+        self._now = now
+        self._posted: dict[str, Snapshot] = {}
+        self._points: dict[str, float] = {}  # when the last one of a tunnel was taken
+        self._measured: dict[str, Measured] = {}
+        self._pending = TelemetryBatch()
+        self._writing = trio.Lock()
+        self._pruned: float | None = None
+        self.dropped = 0
+
+    # what comes in
+
+    def post(self, tunnel_id: str, region: str | None, metrics: Metrics, events: Iterable[RequestEvent]) -> None:
+        """An upload of the tunnel's agent; the tunnel is active and the caller may."""
+        snapshot = Snapshot(tunnel_id, self._now(), clean_region(region), metrics)
+        self._posted[tunnel_id] = snapshot
+        self._take_point(snapshot)
+        for event in events:
+            cleaned = replace(event, method=clean_method(event.method), path=clean_path(event.path))
+            if self._has_room():
+                self._pending.requests.append((tunnel_id, LoggedRequest(snapshot.received_at, cleaned)))
+
+    def watch(self, tunnel: Tunnel) -> TellVisit:
+        """Measure a tunnel from now on: `tell` of `hub.registry.Tunnel`."""
+        measured = self._measured.get(tunnel.id)
+        if measured is None:
+            measured = self._measured[tunnel.id] = Measured(self._clock, self._now)
+        return measured.visited
+
+    def forget(self, tunnel_id: str) -> None:
+        """The tunnel has ended; its history stays."""
+        self._posted.pop(tunnel_id, None)
+        self._points.pop(tunnel_id, None)
+        self._measured.pop(tunnel_id, None)
+
+    # what is asked
+
+    def live(self, tunnel_ids: Iterable[str]) -> list[Snapshot]:
+        """The newest snapshot of each tunnel that has one."""
+        return [found for tunnel_id in tunnel_ids if (found := self._snapshot(tunnel_id)) is not None]
+
+    def _snapshot(self, tunnel_id: str) -> Snapshot | None:
+        posted = self._posted.get(tunnel_id)
+        if posted is not None:
+            return posted
+        measured = self._measured.get(tunnel_id)
+        tunnel = self._registry.get(tunnel_id)
+        if measured is None or tunnel is None:
+            return None
+        return measured.snapshot(tunnel, self._region)
+
+    async def points(self, tunnel_id: str, first: datetime, last: datetime) -> list[MetricsPoint]:
+        """Oldest first. Raises StoreError."""
+        await self.flush()
+        return await self._book.points(tunnel_id, first, last)
+
+    async def requests(self, tunnel_id: str, after: datetime | None, limit: int) -> list[LoggedRequest]:
+        """After an instant: oldest first; without one: newest first. Raises StoreError."""
+        measured = self._measured.get(tunnel_id)
+        if measured is not None and tunnel_id not in self._posted:
+            return measured.logged(after, limit)
+        await self.flush()
+        if after is None:
+            return await self._book.newest_requests(tunnel_id, limit)
+        return await self._book.requests_after(tunnel_id, after, limit)
+
+    # housekeeping
+
+    async def run(self) -> None:
+        """Take points of what is measured here, write, prune, and forget tunnels that ended."""
+        try:
+            while True:
+                self._look_around()
+                await self.flush()
+                await self._prune()
+                await trio.sleep(WRITE_SECONDS)
+        finally:
+            await self.flush()
+
+    def _look_around(self) -> None:
+        for tunnel_id in list(self._measured.keys() | self._posted.keys()):
+            if self._registry.get(tunnel_id) is None:
+                self.forget(tunnel_id)
+            elif tunnel_id not in self._posted:
+                snapshot = self._snapshot(tunnel_id)
+                if snapshot is not None:
+                    self._take_point(snapshot)
+
+    def _take_point(self, snapshot: Snapshot) -> None:
+        now = self._clock()
+        last = self._points.get(snapshot.tunnel_id)
+        if (last is not None and now - last < POINT_SECONDS) or not self._has_room():
+            return
+        self._points[snapshot.tunnel_id] = now
+        metrics = snapshot.metrics
+        point = MetricsPoint(
+            snapshot.received_at,
+            metrics.ttl,
+            metrics.opn,
+            metrics.rt1_ms,
+            metrics.p90_ms,
+            metrics.requests,
+            metrics.errors,
+            metrics.bytes,
+        )
+        self._pending.points.append((snapshot.tunnel_id, point))
+
+    def _has_room(self) -> bool:
+        if len(self._pending.points) + len(self._pending.requests) < PENDING_MAX:
+            return True
+        self.dropped += 1
+        return False
+
+    async def flush(self) -> None:
+        """Write what came together; what cannot be written is tried again, within PENDING_MAX."""
+        with trio.CancelScope(shield=True):
+            async with self._writing:
+                batch, self._pending = self._pending, TelemetryBatch()
+                if not (batch.points or batch.requests):
+                    return
+                try:
+                    await self._book.write(batch)
+                except StoreError as error:
+                    log.warning("telemetry could not be written", error=str(error))
+                    self._put_back(batch)
+
+    def _put_back(self, batch: TelemetryBatch) -> None:
+        self._pending.points[:0] = batch.points
+        self._pending.requests[:0] = batch.requests
+        excess = len(self._pending.points) + len(self._pending.requests) - PENDING_MAX
+        if excess > 0:
+            self.dropped += min(excess, len(self._pending.requests))
+            del self._pending.requests[:excess]
+
+    async def _prune(self) -> None:
+        now = self._clock()
+        if self._pruned is not None and now - self._pruned < PRUNE_SECONDS:
+            return
+        self._pruned = now
+        wall = self._now()
+        try:
+            await self._book.prune(wall - REQUESTS_KEPT, wall - POINTS_KEPT)
+        except StoreError as error:
+            log.warning("old telemetry could not be forgotten", error=str(error))
+
+
+class Measured:
+    """What the server sees of one tunnel's visits by itself."""
+
+    __slots__ = ("_clock", "_events", "_frozen", "_now", "_samples", "errors", "visits")
+
+    def __init__(self, clock: Callable[[], float], now: Callable[[], datetime]) -> None:
+        self._clock = clock
+        self._now = now
+        self._samples = Samples()
+        self._events: deque[tuple[datetime, bytes, bytes, int, float]] = deque(maxlen=MEASURED_EVENTS_MAX)
+        self._frozen: Snapshot | None = None  # the last one while an agent was there
+        self.visits = 0
+        self.errors = 0
+
+    def visited(self, method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
+        """One visit has ended: what `Tunnel.tell` calls. Status 0: it was cut before it had one."""
+        self.visits += 1
+        if status >= ERROR_STATUS or status == 0:
+            self.errors += 1
+        self._samples.add(self._clock() - milliseconds / 1000.0, milliseconds)
+        self._events.append((self._now(), method, target, status, milliseconds))
+
+    def snapshot(self, tunnel: Tunnel, region: str | None) -> Snapshot | None:
+        """None before the first visit; frozen while no agent is attached."""
+        if not tunnel.requests:
+            return None
+        if not tunnel.links and self._frozen is not None:
+            return self._frozen
+        rt1, rt5, p50, p90 = self._samples.read(self._clock())
+        metrics = Metrics(
+            ttl=tunnel.requests,
+            opn=max(0, tunnel.requests - self.visits),
+            rt1_ms=rt1,
+            rt5_ms=rt5,
+            p50_ms=p50,
+            p90_ms=p90,
+            requests=self.visits,
+            errors=self.errors,
+            bytes=tunnel.output,
+        )
+        self._frozen = Snapshot(tunnel.id, self._now(), region, metrics)
+        return self._frozen
+
+    def logged(self, after: datetime | None, limit: int) -> list[LoggedRequest]:
+        found = [_logged(*event) for event in self._events]
+        if after is not None:
+            return [logged for logged in found if logged.ingested_at > after][:limit]
+        return found[::-1][:limit]
+
+
+def _logged(ended: datetime, method: bytes, target: bytes, status: int, milliseconds: float) -> LoggedRequest:
+    event = RequestEvent(
+        started_at=ended - timedelta(milliseconds=milliseconds),
+        method=clean_method(method.decode("latin-1")),
+        path=clean_path(target.decode("latin-1")),
+        status=status if status >= 100 else 499,  # the visitor left before there was one
+        duration_ms=milliseconds,
+        response_bytes=None,
+        error=status >= ERROR_STATUS or status < 100,
+        is_websocket=status == 101,
+    )
+    return LoggedRequest(ended, event)
