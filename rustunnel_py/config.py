@@ -162,6 +162,40 @@ class LoggingConfig(msgspec.Struct, frozen=True, kw_only=True):
         Literal["console", "pretty", "text", "json"],
         Meta(description="`json` is one object a line; the others are one form for people to read."),
     ] = "console"
+    audit_log_path: Annotated[
+        Text | None,
+        Meta(
+            description="File of JSON lines: logins, tokens, registrations, refusals, replays; `GET /api/audit` has "
+            "them, too. Reopened on SIGHUP."
+        ),
+    ] = None
+    access_log_path: Annotated[
+        Text | None, Meta(description="File with a line a visit, for fail2ban and its like. Reopened on SIGHUP.")
+    ] = None
+    access_log_format: Annotated[
+        Literal["combined", "json"],
+        Meta(description="`combined` is the format of Apache and nginx; `json` has host, visit id and time as well."),
+    ] = "combined"
+
+
+class HistoryConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How long it is remembered who opened what. 0 is forever, or without bound."""
+
+    keep_days: Annotated[
+        Annotated[int, Meta(ge=0, le=36500)], Meta(description="Registrations that ended longer ago are forgotten.")
+    ] = 365
+    keep_rows: Annotated[Count, Meta(description="At most so many registrations are kept, the newest.")] = 1_000_000
+    audit_keep_days: Annotated[
+        Annotated[int, Meta(ge=0, le=36500)], Meta(description="Audit events that are older are forgotten.")
+    ] = 365
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`GET /metrics` on the dashboard's port, for Prometheus."""
+
+    public: Annotated[
+        bool, Meta(description="Needs no token from anywhere; otherwise from loopback only, else the admin token.")
+    ] = False
 
 
 class RegionConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,6 +215,9 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_connections_per_tunnel: Annotated[
         Count, Meta(description="Visits at a time. More are answered 503; TCP connections are closed.")
     ] = 1000
+    max_leases_per_user: Annotated[
+        Count, Meta(description="Tunnels that one user may have through `/v1` (the rs-tunnel CLI) at a time.")
+    ] = 5
     rate_limit_rps: Annotated[Rate, Meta(description="Requests a second and tunnel. More are answered 429.")] = 0.0
     ip_rate_limit_rps: Annotated[
         Rate, Meta(description="Requests a second and visitor's address. More are answered 429.")
@@ -226,6 +263,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     auth: AuthConfig = AuthConfig()
     database: DatabaseConfig = DatabaseConfig()
     logging: LoggingConfig = LoggingConfig()
+    history: HistoryConfig = HistoryConfig()
+    metrics: MetricsConfig = MetricsConfig()
     region: RegionConfig = RegionConfig()
     limits: LimitsConfig = LimitsConfig()
     names: NamesConfig = NamesConfig()
@@ -239,7 +278,6 @@ LATER = {
     "tls.acme_account_dir": "certificates by ACME",
     "tls.cloudflare_api_token": "certificates by ACME",
     "tls.cloudflare_zone_id": "certificates by ACME",
-    "logging.audit_log_path": "an audit log",
     "limits.udp_port_range": "UDP tunnels",
     "load_balancing.enabled": "load-balancing groups",
     "load_balancing.alert_webhook_url": "load-balancing groups",

@@ -7,6 +7,7 @@ time to finish, agents are told, then the fronts close and the store flushes las
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 import signal
@@ -20,27 +21,36 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import structlog
 import trio
 
+from rustunnel_py import config as configuration
 from rustunnel_py import logs
 from rustunnel_py.agents.door import Door
 from rustunnel_py.api.app import build_app
+from rustunnel_py.api.rs_tunnel import RsTunnel
 from rustunnel_py.api.serve import ApiServer
 from rustunnel_py.certs.keeper import Keeper
 from rustunnel_py.config import database_paths
 from rustunnel_py.edges.http import EdgeLimits, HttpEdge, ParkingLimits
 from rustunnel_py.edges.tcp import TcpEdge
+from rustunnel_py.entry import AgentsEntry
 from rustunnel_py.errors import StoreError
 from rustunnel_py.hub.accounts import Accounts
+from rustunnel_py.hub.leases import Leases
+from rustunnel_py.hub.logins import Logins
 from rustunnel_py.hub.policies import gate_for
 from rustunnel_py.hub.policies.settings import PolicySettings
 from rustunnel_py.hub.registry import Places, Registry
 from rustunnel_py.hub.sessions import Sessions
+from rustunnel_py.hub.telemetry import Telemetry
+from rustunnel_py.model.bucket import Buckets
+from rustunnel_py.model.networks import Networks
 from rustunnel_py.store.database import open_store
 from rustunnel_py.store.folder import ApiAddress, DataFolder
 from rustunnel_py.transport.front import Front
-from rustunnel_py.transport.listen import bind
+from rustunnel_py.transport.listen import Intake, bind, descriptor_ceiling, raise_descriptor_limit
 from rustunnel_py.transport.pump import open_pump
 from rustunnel_py.transport.stream import ConnectionStream
 from rustunnel_py.transport.tls import choose_certificate, server_context
+from rustunnel_py.watchdog import CrashLog, watched_loop
 
 if TYPE_CHECKING:
     import socket
@@ -96,9 +106,13 @@ async def serve(
     stopping: trio.Event,
     *,
     pump_kind: Literal["auto", "epoll", "portable"] = "auto",
+    hangups: trio.MemoryReceiveChannel[None] | None = None,
     task_status: trio.TaskStatus[Ready] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a server until `stopping` is set and everything has ended in order. Raises ConfigError, StoreError."""
+    """Run a server until `stopping` is set and everything has ended in order. Raises ConfigError, StoreError.
+
+    Each item of `hangups` makes it load its certificates again.
+    """
     async with AsyncExitStack() as stack:
         stack.enter_context(folder.lock())
         sockets = stack.enter_context(_bound(config))
@@ -106,8 +120,10 @@ async def serve(
         keeper = Keeper.from_config(config, folder.path)
         store = await stack.enter_async_context(open_store(*database_paths(config.database, folder.path)))
         pump = await stack.enter_async_context(open_pump(pump_kind))
+        pump.on_crash = CrashLog()
         async with trio.open_nursery() as chores, trio.open_nursery() as fronts:
             parts = _Parts(config, store, pump, keeper, sockets, admin_token, stopping, fronts)
+            await parts.load()
             for chore in parts.chores():
                 chores.start_soon(chore)
             for front in parts.fronts():
@@ -117,8 +133,15 @@ async def serve(
                     for edge in parts.edges():
                         await listeners.start(edge.run, visits)
                     ready = parts.ready(folder)
-                    folder.publish_address(ApiAddress(ready.dashboard_url, keeper.pin))
+
+                    def publish(url: str = ready.dashboard_url) -> None:
+                        folder.publish_address(ApiAddress(url, keeper.pin))
+
+                    publish()
                     stack.callback(folder.withdraw_address)
+                    chores.start_soon(keeper.watch, publish)
+                    if hangups is not None:
+                        chores.start_soon(_renew_at_hangups, keeper, hangups, publish)
                     task_status.started(ready)
                     await stopping.wait()
                     listeners.cancel_scope.cancel()  # nobody new comes in
@@ -126,6 +149,14 @@ async def serve(
             await parts.sessions.say_goodbye()
             fronts.cancel_scope.cancel()
             chores.cancel_scope.cancel()
+
+
+async def _renew_at_hangups(
+    keeper: Keeper, hangups: trio.MemoryReceiveChannel[None], renewed: Callable[[], None]
+) -> None:
+    async for _ in hangups:
+        if await keeper.renew():
+            renewed()
 
 
 @contextlib.contextmanager
@@ -176,11 +207,21 @@ class _Parts:
         choose_certificate(self._context, keeper.choose)
         limits = config.limits
         self._edge_limits = EdgeLimits(
-            requests_per_second_per_source=limits.ip_rate_limit_rps, body_max_bytes=limits.request_body_max_bytes
+            requests_per_second_per_source=limits.ip_rate_limit_rps,
+            handshakes_per_second_per_source=limits.ip_handshakes_per_second,
+            body_max_bytes=limits.request_body_max_bytes,
         )
+        self._introducers = configuration.networks("server.proxy_protocol_from", config.server.proxy_protocol_from)
+        self._ceiling = descriptor_ceiling()
         self._parking = ParkingLimits(wait_seconds=config.tunnels.wait_seconds)
         policies = PolicySettings(limits.rate_limit_rps, limits.max_connections_per_tunnel)
-        self._tcp = TcpEdge(pump, config.server.host, limits=self._edge_limits, parking=self._parking)
+        self._tcp = TcpEdge(
+            pump,
+            config.server.host,
+            limits=self._edge_limits,
+            parking=self._parking,
+            intake=self._intake("tcp", self._ceiling),
+        )
         self.registry = Registry(
             self._tcp, limits.tcp_port_range, trio.current_time, new_gate=lambda: gate_for(policies)
         )
@@ -205,6 +246,25 @@ class _Parts:
             region=config.region.id,
             https=keeper.publicly_trusted,
         )
+        trusted = configuration.networks("server.trusted_proxies", config.server.trusted_proxies)
+        self._trusted = trusted
+        self._agents = AgentsEntry(self._door, trusted, self._introducers)
+        self.leases = Leases(
+            store.leases,
+            self.registry,
+            self.sessions,
+            self.accounts,
+            store.names,
+            store.tunnel_log,
+            reserved=config.names.reserved,
+            max_active=limits.max_leases_per_user,
+        )
+        self.logins = Logins(store.logins, self.accounts)
+        region = config.region.id
+        self.telemetry = Telemetry(store.telemetry, self.registry, region=None if region == "default" else region)
+        self.leases.on_ended(self.telemetry.forget)
+        self.sessions.on_attached(self.telemetry.watch)
+        control = f"{config.server.domain}:{_port(sockets.control)}"
         app = build_app(
             registry=self.registry,
             sessions=self.sessions,
@@ -213,13 +273,26 @@ class _Parts:
             domain=config.server.domain,
             dashboard_origin=config.server.dashboard_origin,
             is_stopping=stopping.is_set,
+            rs_tunnel_parts=RsTunnel(self.leases, self.logins, self.telemetry, lambda: (control, keeper.pin)),
         )
         self._api = ApiServer(app)
         self._fronts_nursery = fronts
 
+    async def load(self) -> None:
+        """What the store remembers of leases and logins, before anybody can ask."""
+        await self.leases.load()
+        await self.logins.load()
+
     def chores(self) -> list[Callable[[], Awaitable[None]]]:
         """What runs beside everything until the very end."""
-        return [self._store.tunnel_log.run, self.accounts.run, self._forget_names]
+        return [
+            self._store.tunnel_log.run,
+            self.accounts.run,
+            self._forget_names,
+            self.leases.run,
+            self.logins.run,
+            self.telemetry.run,
+        ]
 
     async def _forget_names(self) -> None:
         days = timedelta(days=self._config.names.remember_days)
@@ -232,8 +305,17 @@ class _Parts:
 
     def fronts(self) -> list[Front]:
         """The agents' port and the dashboard's."""
-        server = self._config.server
-        control = Front(self._pump, self._sockets.control, self._door.routes, context=self._context, name="control")
+        server, rate = self._config.server, self._edge_limits.handshakes_per_second_per_source
+        control = Front(
+            self._pump,
+            self._sockets.control,
+            self._agents.routes,
+            context=None if server.control_plain else self._context,
+            name="control",
+            accepted=self._agents.may_be_plain if server.control_plain else None,
+            intake=self._intake("control"),
+            handshakes=Buckets(rate) if rate else None,
+        )
         dashboard = Front(
             self._pump,
             self._sockets.dashboard,
@@ -259,7 +341,19 @@ class _Parts:
             self._tcp,
         ]
 
-    def _http_edge(self, scheme: str, listeners: list[socket.socket], context: ssl.SSLContext | None) -> HttpEdge:
+    def _intake(self, listener: Literal["http", "https", "control", "tcp"], ceiling: float = math.inf) -> Intake:
+        introduced = listener in self._config.server.proxy_protocol_on
+        return Intake(self._introducers if introduced else Networks(), ceiling)
+
+    def _http_edge(
+        self, scheme: Literal["http", "https"], listeners: list[socket.socket], context: ssl.SSLContext | None
+    ) -> HttpEdge:
+        server = self._config.server
+        take_control = None
+        if context is not None:
+            take_control = self._agents.take
+        elif server.control_plain:
+            take_control = self._agents.take_plain
         return HttpEdge(
             self._pump,
             self.registry,
@@ -268,7 +362,10 @@ class _Parts:
             context=context,
             limits=self._edge_limits,
             parking=self._parking,
-            take_control=self._door.take if context is not None else None,
+            take_control=take_control,
+            redirect_port=_port(self._sockets.https) if server.redirect_https and context is None else None,
+            trusted_proxies=tuple(self._trusted),
+            intake=self._intake(scheme, self._ceiling),
         )
 
     def ready(self, folder: DataFolder) -> Ready:
@@ -292,37 +389,51 @@ class _Parts:
 
 def serve_command(config: Config, data: Path, *, executable: str) -> int:
     """`rustunnel-py serve`: run until a signal, print what a person can act on; gives the exit code."""
-    logs.set_up(config.logging)
+    logs.occupy_standard_descriptors()
     os.umask(0o077)
-    return trio.run(_serve_until_signal, config, DataFolder(data), executable)
+    raise_descriptor_limit()
+    if sys.platform != "win32":
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to do, and no reason to die (P06)
+    with logs.background_log(config.logging):
+        return trio.run(_serve_until_signal, config, DataFolder(data), executable)
 
 
 async def _serve_until_signal(config: Config, folder: DataFolder, executable: str) -> int:
     stopping, ended = trio.Event(), trio.Event()
+    hangup, hangups = trio.open_memory_channel[None](1)
 
     async def run(*, task_status: trio.TaskStatus[Ready]) -> None:
-        await serve(config, folder, stopping, task_status=task_status)
+        await serve(config, folder, stopping, hangups=hangups, task_status=task_status)
         ended.set()
         nursery.cancel_scope.cancel()
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_obey_signals, stopping, nursery.cancel_scope)
+    async with watched_loop(), trio.open_nursery() as nursery:
+        nursery.start_soon(_obey_signals, stopping, hangup, nursery.cancel_scope)
         ready: Ready = await nursery.start(run)
-        for line in greeting(ready, executable, terminal=sys.stdout.isatty()):
-            print(line, flush=True)
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        say = partial(logs.say, greeting(ready, executable, terminal=terminal))
+        await trio.to_thread.run_sync(say, abandon_on_cancel=True)  # an output that nobody reads holds nothing up
     return 0 if ended.is_set() else 1
 
 
-async def _obey_signals(stopping: trio.Event, scope: trio.CancelScope) -> None:
-    """The first signal drains, the second ends everything at once."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _obey_signals(stopping: trio.Event, hangup: trio.MemorySendChannel[None], scope: trio.CancelScope) -> None:
+    """The first of SIGTERM and SIGINT drains, the second ends everything at once; SIGHUP loads certificates again."""
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if sys.platform != "win32":
+        numbers.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*numbers) as signals:
         async for number in signals:
-            if stopping.is_set():
-                log.warning("ending at once", signal=signal.Signals(number).name)
+            name = signal.Signals(number).name
+            if name == "SIGHUP":
+                with contextlib.suppress(trio.WouldBlock):  # one is on its way already
+                    hangup.send_nowait(None)
+            elif stopping.is_set():
+                log.warning("ending at once", signal=name)
                 scope.cancel()
                 return
-            log.info("stopping", signal=signal.Signals(number).name)
-            stopping.set()
+            else:
+                log.info("stopping", signal=name)
+                stopping.set()
 
 
 def greeting(ready: Ready, executable: str, *, terminal: bool) -> list[str]:

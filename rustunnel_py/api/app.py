@@ -6,14 +6,15 @@ It is served by `api/serve.py`, without a lifespan: nothing here needs one.
 from __future__ import annotations
 
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from quart import Response, request
 from quart_trio import QuartTrio
+from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from rustunnel_py.api import rustunnel
+from rustunnel_py.api import pages, rs_tunnel, rustunnel
 from rustunnel_py.api.caller import Doorkeeper
 from rustunnel_py.errors import BadCredentials, Denied, StoreError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from quart import Quart
 
+    from rustunnel_py.api.rs_tunnel import RsTunnel
     from rustunnel_py.hub.accounts import Accounts
     from rustunnel_py.hub.registry import Registry
     from rustunnel_py.hub.sessions import Sessions
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 BODY_SECONDS = 10  # a whole body; the longest has 64 KiB
 
 # For everyone, with or without a token, under any Host: they tell nothing about anybody.
-OPEN = frozenset({"rustunnel.status", "live", "ready"})
+OPEN = frozenset({"rustunnel.status", "live", "ready", "static_files.static_file"})
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -52,9 +54,14 @@ def build_app(
     domain: str,
     dashboard_origin: str | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
+    rs_tunnel_parts: RsTunnel | None = None,
 ) -> Quart:
-    """The REST API. `is_stopping` is asked by /api/health/ready: true from the first signal on."""
+    """The REST API. `is_stopping` is asked by /api/health/ready: true from the first signal on.
+
+    `rs_tunnel_parts` None: without `/v1`.
+    """
     app = QuartTrio(__name__, static_folder=None)
+    app.request_class = _SizedRequest
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.config["MAX_CONTENT_LENGTH"] = rustunnel.BODY_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
@@ -63,12 +70,15 @@ def build_app(
 
     @app.before_request
     async def admit() -> None:
+        if request.blueprint == "rs_tunnel":
+            return  # it has callers of its own
         if request.routing_exception is None and request.endpoint not in OPEN:
             await doorkeeper.admit()
 
     @app.after_request
     async def add_headers(response: Response) -> Response:
-        response.headers.update(HEADERS)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)  # a page has a policy of its own
         if response.status_code == 204:
             response.headers.pop("Content-Length", None)  # RFC 9110 section 8.6
             response.headers.pop("Content-Type", None)
@@ -84,13 +94,27 @@ def build_app(
         return rustunnel.answer({"ok": not stopping}, 503 if stopping else 200)
 
     app.register_blueprint(rustunnel.blueprint(registry, sessions, accounts, tunnel_log))
+    app.register_blueprint(pages.static_files())
+    if rs_tunnel_parts is not None:
+        app.register_blueprint(rs_tunnel.blueprint(rs_tunnel_parts, accounts, doorkeeper))
     _handle_errors(app)
     return app
+
+
+class _SizedRequest(TrioRequest):
+    """A request whose body may be as long as its route needs."""
+
+    def __init__(self, method: str, scheme: str, path: str, *args: Any, **more: Any) -> None:
+        if rs_tunnel.owns_path(path):
+            more["max_content_length"] = rs_tunnel.body_max(path)
+        super().__init__(method, scheme, path, *args, **more)
 
 
 def _handle_errors(app: Quart) -> None:
     @app.errorhandler(Denied)
     async def denied(error: Denied) -> Response:
+        if rs_tunnel.owns_path(request.path):
+            return rs_tunnel.show_error(error)
         response = show_error(error.status, str(error))
         if isinstance(error, BadCredentials):
             response.headers["WWW-Authenticate"] = "Bearer"
@@ -99,11 +123,16 @@ def _handle_errors(app: Quart) -> None:
     @app.errorhandler(StoreError)
     async def store(error: StoreError) -> Response:
         log.error("an API call failed in the store", path=request.path, error=str(error))
+        if rs_tunnel.owns_path(request.path):
+            return rs_tunnel.show_error(error)
         return show_error(503, "the server cannot store anything just now; try again later")
 
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> Response:
-        response = show_error(error.code or 500, _SENTENCES.get(error.code or 500, error.name.lower()))
+        if rs_tunnel.owns_path(request.path):
+            response = rs_tunnel.show_error(error)
+        else:
+            response = show_error(error.code or 500, _SENTENCES.get(error.code or 500, error.name.lower()))
         if isinstance(error, MethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
         return response
@@ -112,6 +141,8 @@ def _handle_errors(app: Quart) -> None:
     async def unexpected(error: Exception) -> Response:
         error_id = secrets.token_hex(8)
         log.error("an API call failed", id=error_id, method=request.method, path=request.path, exc_info=error)
+        if rs_tunnel.owns_path(request.path):
+            return rs_tunnel.show_error(error)
         return rustunnel.answer({"error": "internal server error", "id": error_id}, 500)
 
 

@@ -52,13 +52,17 @@ class Doorkeeper:
 
     def check_origin(self) -> None:
         """For a request without a token. Raises Misdirected, Forbidden."""
+        self.check_host()
+        if request.headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE:
+            raise Forbidden("requests of other web sites are refused")
+
+    def check_host(self) -> None:
+        """For a page that links may lead to. Raises Misdirected."""
         host = _host_name(request.headers.get("Host", ""))
         if not self._is_ours(host):
             raise Misdirected(
                 "this host name is not one of the dashboard's; if it should be, set server.dashboard_origin"
             )
-        if request.headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE:
-            raise Forbidden("requests of other web sites are refused")
 
     def _is_ours(self, host: str) -> bool:
         if host in ("localhost", self.domain):

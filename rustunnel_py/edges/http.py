@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Sequence
 
+    from rustunnel_py.edges.access_log import AccessLog
     from rustunnel_py.edges.proxied import Network
     from rustunnel_py.hub.registry import Registry, Tunnel
     from rustunnel_py.model.tunnel import Peer
@@ -72,6 +73,7 @@ class HttpEdge:
         redirect_port: int | None = None,
         trusted_proxies: Sequence[Network] = (),
         intake: Intake | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         if (scheme == "https") != (context is not None):
             raise ValueError("an https edge has a context, an http edge has none")
@@ -104,6 +106,7 @@ class HttpEdge:
             watch=watch,
             redirect_port=redirect_port,
             trusted=TrustedProxies(trusted_proxies) if trusted_proxies else None,
+            access=access,
         )
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rustunnel_py.edges.access_log import AccessLog
     from rustunnel_py.edges.limits import EdgeLimits
     from rustunnel_py.edges.parked import Parking
     from rustunnel_py.edges.proxied import TrustedProxies
@@ -55,6 +56,7 @@ class Shared:
     """What all visitors of one edge share. `parking` is None until the edge runs."""
 
     __slots__ = (
+        "access",
         "draining",
         "find_host",
         "ids",
@@ -84,6 +86,7 @@ class Shared:
         watch: Callable[[Tunnel, Visit, RequestHead], Tap | None] | None = None,
         redirect_port: int | None = None,
         trusted: TrustedProxies | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         self.pump = pump
         self.registry = registry
@@ -93,6 +96,7 @@ class Shared:
         self.rates = rates
         self.redirect_port = redirect_port
         self.trusted = trusted
+        self.access = access
         self.is_choosy = rates is not None or redirect_port is not None  # even a plain GET is looked at twice
         self.take_control = take_control
         self.watch = watch

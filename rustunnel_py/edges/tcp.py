@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from rustunnel_py.edges.access_log import AccessLog
     from rustunnel_py.errors import LinkLost
     from rustunnel_py.hub.gate import Gate, Verdict
     from rustunnel_py.hub.link import Link
@@ -55,8 +56,10 @@ class TcpEdge:
         limits: EdgeLimits | None = None,
         parking: ParkingLimits | None = None,
         intake: Intake | None = None,
+        access: AccessLog | None = None,
     ) -> None:
         self.pump = pump
+        self.access = access
         self.census = Census(limits or EdgeLimits())
         self.ids = VisitIds()
         self.parking: Parking | None = None  # None until the edge runs
@@ -165,6 +168,7 @@ class _TcpVisit:
     """One visitor's connection; its sink until the two pipes are joined."""
 
     __slots__ = (
+        "_back",
         "_connection",
         "_edge",
         "_eof",
@@ -187,6 +191,7 @@ class _TcpVisit:
         self._wait: Wait | None = None
         self._scope: trio.CancelScope | None = None  # of the task that waits for us
         self._held = bytearray()
+        self._back = 0  # bytes that the visitor got
         self._eof = False
         self._wrap: Callable[[Link], Link] | None = None
         self._visit = Visit(
@@ -288,7 +293,7 @@ class _TcpVisit:
         except HopError as error:
             self._refuse(error.code)
             return
-        relay.join(connection, pipe)
+        relay.join(connection, pipe, on_end=self._ended)
         # What came while it waited was delivered and not credited: the join does both now.
         sink = connection.sink
         if self._held:
@@ -296,6 +301,12 @@ class _TcpVisit:
             sink.data(memoryview(held))
         if self._eof:
             sink.eof()
+
+    def _ended(self, end: relay.RelayEnd) -> None:
+        tally = self._tunnel.tally
+        tally.bytes_in += end.forth
+        tally.bytes_out += end.back
+        self._back = end.back
 
     def _refuse(self, code: str) -> None:
         refused = self._edge.refused
@@ -337,6 +348,11 @@ class _TcpVisit:
         if self._gate is not None:
             self._gate.leave(self._visit)
             self._gate = None
+        self._tunnel.tally.visits += 1
+        access, visit, address = self._edge.access, self._visit, self._tunnel.address
+        if access is not None and isinstance(address, TcpPort):
+            milliseconds = (self._edge.pump.now - visit.arrived) * 1000.0
+            access.connection(visit.visitor, address.port, self._back, milliseconds, visit.id)
 
     def crashed(self, error: Exception) -> None:
         """What a task brought back could not be taken up."""

@@ -40,6 +40,7 @@ class Turn:
         "connection",
         "continued",
         "exchange",
+        "forwarded",
         "gate",
         "head_sent",
         "input_seen",
@@ -81,6 +82,7 @@ class Turn:
         self.continued = False  # a 100 went out, or is not needed any more
         self.head_sent = False
         self.close = False  # the connection ends with this reply
+        self.forwarded = 0  # payload of the request
         self.output = 0  # payload of the reply
         self.output_checked = 0
         self.over = False
@@ -209,9 +211,15 @@ class Turn:
         if self.gate is not None:
             self.gate.leave(self.visit)
         self.tunnel.output += self.output
-        tell, tap = self.tunnel.tell, self.tap
+        tell, tap, access = self.tunnel.tell, self.tap, self.visitor.access_log
+        milliseconds = (now - self.visit.arrived) * 1000.0
+        self.tunnel.tally.request(self.status, milliseconds, self.forwarded, self.output)
+        if access is not None:
+            visit = self.visit
+            access.request(
+                visit.visitor, self.request, self.status, self.output, milliseconds, visit.id, visit.scheme
+            )
         if tell is not None or tap is not None:
-            milliseconds = (now - self.visit.arrived) * 1000.0
             if tap is not None:
                 tap.over(self.status, milliseconds)
             if tell is not None:
@@ -230,6 +238,7 @@ class Upload:
 
     def data(self, data: memoryview) -> None:
         turn = self._turn
+        turn.forwarded += len(data)
         if self._most:
             self._size += len(data)
             if self._size > self._most:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     import trio
 
+    from rustunnel_py.edges.access_log import AccessLog
     from rustunnel_py.edges.shared import Shared
     from rustunnel_py.errors import LinkLost
     from rustunnel_py.hub.gate import Gate, Verdict, Wait
@@ -212,6 +213,10 @@ class Visitor:
         What was sent early to a WebSocket that did not come to be is no request, whatever it looks like.
         """
         return self._eof or self._shared.draining or (bool(self._held) and self._awaits_switch())
+
+    @property
+    def access_log(self) -> AccessLog | None:
+        return self._shared.access
 
     @property
     def interims_max(self) -> int:
@@ -565,6 +570,7 @@ class Visitor:
         visit_id = self._shared.ids.next() if turn is None else turn.visit.id
         self._count(problem, visit_id)
         if turn is None:
+            self._note_access(None, problem.status, visit_id)
             page = problem_page(problem, _accept_of(self._block), visit_id)
             self._write(page, head_only=False, close=True, minor=1)
             self._finish(linger=True)
@@ -616,6 +622,7 @@ class Visitor:
     def _answer_problem(self, problem: Problem, head: RequestHead | None) -> None:
         visit_id = self._shared.ids.next()
         self._count(problem, visit_id)
+        self._note_access(head, problem.status, visit_id)
         self._answer(problem_page(problem, b"" if head is None else _accept(head), visit_id), head)
 
     def _answer(self, page: Page, head: RequestHead | None) -> None:
@@ -633,6 +640,12 @@ class Visitor:
         data = page.render(head_only=head_only, close=close, minor=minor, now=datetime.now(UTC))
         if not self.connection.send(data):
             self.stalled()
+
+    def _note_access(self, head: RequestHead | None, status: int, visit_id: str) -> None:
+        """What no tunnel served; what one did is noted when its turn is over."""
+        access = self._shared.access
+        if access is not None:
+            access.request(self._origin, head, status, 0, None, visit_id, self._scheme)
 
     def _count(self, problem: Problem, visit_id: str) -> None:
         refusals = self._shared.refusals
@@ -685,6 +698,8 @@ class Visitor:
         turn = self._turn
         self._pipe = None
         if turn is not None:
+            turn.forwarded += end.forth
+            turn.output += end.back
             self._close_turn(turn)
         self._phase = _DONE
 

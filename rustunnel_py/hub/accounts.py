@@ -18,15 +18,18 @@ import hmac
 import uuid
 from collections import OrderedDict
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import structlog
 import trio
 
 from rustunnel_py.errors import BadCredentials, BadRequest, Forbidden, NotFound, Unavailable
+from rustunnel_py.hub import audit
+from rustunnel_py.hub.audit import unheard
 from rustunnel_py.model.access import Caller, Role, Secret
 from rustunnel_py.model.bucket import Bucket, source_of
 from rustunnel_py.model.scope import parse_scope
+from rustunnel_py.model.text import escape
 from rustunnel_py.store.instants import utc_now
 from rustunnel_py.store.tokens import Token
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
 
+    from rustunnel_py.hub.audit import Actor, Note
     from rustunnel_py.model.tunnel import Peer
     from rustunnel_py.store.database import Store
 
@@ -75,6 +79,7 @@ class Accounts:
         *,
         clock: Callable[[], float] = trio.current_time,
         now: Callable[[], datetime] = utc_now,
+        note: Note = unheard,
     ) -> None:
         self._tokens = store.tokens
         self._admin = Caller(owner=store.accounts.first, role=Role.ADMIN)
@@ -82,6 +87,7 @@ class Accounts:
         self._admin_guessable = len(admin_token.reveal()) < UNGUESSABLE
         self._require_auth = require_auth
         self._now = now
+        self._note = note
         self._callbacks: list[Callable[[str], None]] = []
         self._expiring: dict[str, datetime] = {}  # tokens that were used here and will end by themselves
         self._throttle = _Throttle(clock)
@@ -94,7 +100,7 @@ class Accounts:
         if caller is None and not self._require_auth:
             return _anonymous(token, peer)
         if caller is None:
-            await self._refuse(peer)
+            await self._refuse(peer, "agents")
         if caller.role is Role.READ:
             raise BadCredentials("this token may read, not open tunnels")
         return caller
@@ -103,7 +109,7 @@ class Accounts:
         """Whoever an API caller's token stands for; a token is always required. Raises BadCredentials."""
         caller = self._judge(token, peer)
         if caller is None:
-            await self._refuse(peer)
+            await self._refuse(peer, "api")
         return caller
 
     def _judge(self, secret: Secret, peer: Peer) -> Caller | None:
@@ -153,11 +159,12 @@ class Accounts:
     def _is_over(self, token: Token) -> bool:
         return token.expires_at is not None and token.expires_at <= self._now()
 
-    async def _refuse(self, peer: Peer) -> NoReturn:
+    async def _refuse(self, peer: Peer, at: Literal["agents", "api"]) -> NoReturn:
         """The one answer to all wrong credentials, late for those who ask too often."""
         logged, late = self._throttle.wrong(peer)
         if logged:
             log.warning("a token was refused", peer=str(peer))
+            self._note(audit.LoginRefused(peer=str(peer), at=at))
         if late:
             with self._throttle.waiting():
                 await trio.sleep(LATE_SECONDS)
@@ -184,6 +191,7 @@ class Accounts:
         expires_at: datetime | None = None,
         max_tunnels: int | None = None,
         protocols: tuple[str, ...] | None = None,
+        by: Actor | None = None,
     ) -> tuple[Token, Secret]:
         """A new token with a user of its own, and its secret, which nobody sees again.
 
@@ -215,19 +223,39 @@ class Accounts:
             protocols=None if protocols is None else tuple(dict.fromkeys(protocols)),
         )
         await self._tokens.create(token)
-        log.info("token created", token=token.id, label=label)
+        log.info("token created", token=token.id, label=escape(label))
+        self._note(
+            audit.TokenCreated(
+                who=None if by is None else by.who,
+                peer="" if by is None else str(by.peer),
+                token=token.id,
+                label=label,
+                role=role.value,
+                scope=scope,
+                expires_at=None if expires_at is None else expires_at.isoformat(),
+            )
+        )
         return token, secret
 
     def list_tokens(self) -> list[Token]:
         """All of them, expired ones too, in the order in which they were made."""
         return self._tokens.all()
 
-    async def delete_token(self, token_id: str) -> None:
+    async def delete_token(self, token_id: str, *, by: Actor | None = None) -> None:
         """Revoke a token; its sessions end at once. Raises NotFound, StoreError."""
-        if self._tokens.get(token_id) is None:
+        token = self._tokens.get(token_id)
+        if token is None:
             raise NotFound("token not found")
         await self._tokens.delete(token_id)
         log.info("token deleted", token=token_id)
+        self._note(
+            audit.TokenDeleted(
+                who=None if by is None else by.who,
+                peer="" if by is None else str(by.peer),
+                token=token_id,
+                label=token.label,
+            )
+        )
         self._ended(token_id)
 
     def tunnel_registered(self, caller: Caller) -> None:
@@ -259,6 +287,7 @@ class Accounts:
         now = self._now()
         for token_id in [token_id for token_id, end in self._expiring.items() if end <= now]:
             log.info("token expired", token=token_id)
+            self._note(audit.TokenExpired(token=token_id))
             self._ended(token_id)
 
 

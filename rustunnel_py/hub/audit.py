@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from rustunnel_py.store.line_file import LineFile
 
 
+def _snake(name: str) -> str:
+    return "".join(f"_{sign.lower()}" if sign.isupper() and at else sign.lower() for at, sign in enumerate(name))
+
+
 class Who(msgspec.Struct, frozen=True):
     """Who acts. `token_id` and `token_label` are None for the admin token."""
 
@@ -35,7 +39,7 @@ class Who(msgspec.Struct, frozen=True):
     token_label: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=lambda name: _snake(name)):
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=_snake):
     """`who` None: nobody who is known; `peer` is IP and port, empty for what the server does by itself."""
 
     who: Who | None = None
@@ -79,7 +83,7 @@ class TunnelRegistered(Event, frozen=True, kw_only=True):
 
 
 class TunnelTakenOver(Event, frozen=True, kw_only=True):
-    """`from_session` lost the address; `by_force`: its holder was alive."""
+    """`from_session` lost the address."""
 
     tunnel: str
     address: str
@@ -206,10 +210,6 @@ def _escaped(event: Event) -> Event:
         if isinstance(value := getattr(event, name), str) and (len(value) > 100 or not value.isprintable())
     }
     return msgspec.structs.replace(event, **texts) if texts else event
-
-
-def _snake(name: str) -> str:
-    return "".join(f"_{sign.lower()}" if sign.isupper() and at else sign.lower() for at, sign in enumerate(name))
 
 
 EVENTS: tuple[str, ...] = tuple(sorted(_snake(kind.__name__) for kind in Event.__subclasses__()))

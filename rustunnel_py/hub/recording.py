@@ -17,7 +17,7 @@ from rustunnel_py.model.ring import Budget, Ring
 from rustunnel_py.wire.messages import Allowance, EventWatcher, FrameWatcher, Seen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rustunnel_py.errors import Hop
     from rustunnel_py.model.redact import Redactor
@@ -51,6 +51,9 @@ class TunnelRing(Ring["Recording"]):
     """The recordings of one tunnel, and what they have in common."""
 
     __slots__ = ("body_max", "clock", "is_listed", "numbers", "owner", "redactor", "relist", "seen", "tunnel_id", "viewers")
+
+    relist: Callable[[TunnelRing], None]
+    """What brings a ring back after its tunnel has ended; set with `is_listed`."""
 
     def __init__(
         self,
@@ -89,7 +92,7 @@ class _Rest:
         self.reply_trailers: Headers = ()
         self.hop: str | None = None
         self.code: str | None = None
-        self.answered: tuple[Headers, bytes] | None = None  # the edge's own answer
+        self.answered: tuple[bytes, bytes] | None = None  # the edge's own answer
         self.origin: str | None = None
         self.upgraded = False
         self.allowance: Allowance | None = None
@@ -175,9 +178,9 @@ class Recording:
         rest.hop = hop.value
         rest.code = code
 
-    def answered(self, headers: Headers, body: bytes) -> None:
-        """The edge answers by itself: a page, or a policy's reply."""
-        self._needs_rest().answered = (headers, body[: self.ring.body_max])
+    def answered(self, lines: bytes, body: bytes) -> None:
+        """The edge answers by itself: a page, or a policy's reply. Header lines are each ended by CRLF."""
+        self._needs_rest().answered = (lines, body[: self.ring.body_max])
         self._reply_bytes = len(body)
 
     def upgraded(self, head: ReplyHead) -> None:
@@ -312,7 +315,7 @@ class Recording:
             capture.reason = reply.reason.decode("latin-1")
             capture.response_headers = judged.headers
         elif rest is not None and rest.answered is not None:
-            judged = redactor.judge(rest.answered[0])
+            judged = redactor.judge(_fields(rest.answered[0]))
             capture.response_headers = judged.headers
             body = rest.answered[1]
         if body:
@@ -340,6 +343,11 @@ def _add_rest(capture: Capture, rest: _Rest, redactor: Redactor) -> None:
         capture.messages = tuple(
             Message(m.forth, m.kind, m.size, m.at_ms, redactor.message(m) or b"", m.compressed) for m in rest.messages
         )
+
+
+def _fields(lines: bytes) -> Headers:
+    pairs = [line.partition(b": ") for line in lines.split(b"\r\n") if line]
+    return tuple((name, value) for name, _, value in pairs)
 
 
 def dashed(digits: str) -> str:

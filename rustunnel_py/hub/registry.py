@@ -18,6 +18,7 @@ from typing import Protocol as TypingProtocol
 from rustunnel_py.errors import Unavailable
 from rustunnel_py.hub.links import Links
 from rustunnel_py.hub.ports import PortTaken
+from rustunnel_py.hub.tally import Tally
 from rustunnel_py.model.access import Caller, may_see
 from rustunnel_py.model.names import generated_label
 from rustunnel_py.model.tunnel import Address, HttpHost, Peer, Protocol, TcpPort, UdpPort
@@ -82,6 +83,7 @@ class Tunnel:
         "registered_at",
         "requests",
         "session",
+        "tally",
         "target",
         "tell",
     )
@@ -101,6 +103,7 @@ class Tunnel:
         self.requests = 0  # exchanges and connections since it was made
         self.output = 0  # bytes of HTTP reply bodies since then, of exchanges that are over
         self.tell: TellVisit | None = None
+        self.tally = Tally()
         self.held_until: float | None = None  # trio's time; None while it serves
         self.record: Record | None = None
 
@@ -126,6 +129,7 @@ class Registry:
         self._tcp_range = tcp_port_range
         self._clock = clock
         self._new_gate = new_gate
+        self.ended = Tally()  # of all tunnels that are gone
         self._by_address: dict[Address, Tunnel] = {}
         self._by_host: dict[str, Tunnel] = {}  # the HttpHost half again, keyed by text: one look-up a request
         self._by_id: dict[str, Tunnel] = {}
@@ -148,6 +152,10 @@ class Registry:
             for tunnel in self._by_address.values()
             if tunnel.held_until is None and (tunnel.record is None or tunnel.session is not None)
         )
+
+    def all(self) -> Iterator[Tunnel]:
+        """Every tunnel that there is, held ones and records too."""
+        return iter(list(self._by_address.values()))
 
     def visible_to(self, caller: Caller) -> list[Tunnel]:
         return [tunnel for tunnel in self.live() if may_see(caller, tunnel.owner)]
@@ -234,6 +242,7 @@ class Registry:
         """The address is free again; visitors that wait are told."""
         if self._by_address.get(tunnel.address) is not tunnel:
             return
+        self.ended.add(tunnel.tally)
         del self._by_address[tunnel.address]
         del self._by_id[tunnel.id]
         match tunnel.address:

@@ -19,6 +19,8 @@ import structlog
 import trio
 
 from rustunnel_py.errors import LinkLost, NotFound, Reset, StoreError, Unavailable
+from rustunnel_py.hub import audit
+from rustunnel_py.hub.audit import unheard
 from rustunnel_py.model.names import generated_label, is_reserved_for, judge_label
 from rustunnel_py.model.scope import scope_of
 from rustunnel_py.model.tunnel import Address, HttpHost, Peer, Protocol, TcpPort
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from rustunnel_py.hub.accounts import Accounts
+    from rustunnel_py.hub.audit import Note
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import Registry, TellVisit, Tunnel
     from rustunnel_py.model.access import Caller, Secret
@@ -130,6 +133,7 @@ class Sessions:
         max_tunnels: int,
         hold_seconds: float,
         clock: Callable[[], float],
+        note: Note = unheard,
     ) -> None:
         self._registry = registry
         self._accounts = accounts
@@ -139,6 +143,7 @@ class Sessions:
         self._max_tunnels = max_tunnels
         self._hold_seconds = hold_seconds
         self._clock = clock
+        self._note = note
         self._started = clock()
         self._by_id: dict[str, Session] = {}
         self._openers: list[OpenRecord] = []
@@ -175,11 +180,34 @@ class Sessions:
             session = Session(caller, introduction)
         self._by_id[session.id] = session
         log.info("agent connected", session=session.public_id, peer=str(session.peer), owner=caller.owner)
+        self._note(
+            audit.LoginAccepted(
+                who=audit.who_is(caller),
+                peer=str(session.peer),
+                session=session.public_id,
+                client=introduction.client_version,
+            )
+        )
         return session
 
     async def register(self, session: Session, wish: Wish) -> Tunnel:
         """Give the session the address that it wishes for. Raises Unavailable; the text goes to the agent."""
         session.registering = True
+        try:
+            return await self._register(session, wish)
+        except Unavailable as refused:
+            self._note(
+                audit.RegistrationRefused(
+                    who=audit.who_is(session.caller),
+                    peer=str(session.peer),
+                    code=refused.code,
+                    reason=str(refused),
+                    session=session.public_id,
+                )
+            )
+            raise
+
+    async def _register(self, session: Session, wish: Wish) -> Tunnel:
         if session.record_tunnel is not None:
             tunnel = await self._claim_record(session, wish, session.record_tunnel)
             self._attach(session, wish, tunnel)
@@ -256,7 +284,7 @@ class Sessions:
             if not self._is_same_agent(holder, session) and await self._answers(holder):
                 raise Unavailable("taken", f"{host} is in use from {holder.peer}")
             if tunnel.session is holder:
-                self._detach(holder, tunnel)
+                self._detach(holder, tunnel, session)
         raise Unavailable("taken", f"{host} has ended")
 
     async def _claim(self, session: Session, wish: Wish, address: Address) -> Tunnel:
@@ -277,7 +305,7 @@ class Sessions:
             if not (wish.take_over or self._is_same_agent(holder, session)) and await self._answers(holder):
                 raise Unavailable("taken", f"{address} is in use from {holder.peer}; --take-over takes it over")
             if tunnel.session is holder:
-                self._detach(holder, tunnel)
+                self._detach(holder, tunnel, session)
                 return tunnel
         return self._registry.create(address, caller.owner, wish.protocol)
 
@@ -291,7 +319,7 @@ class Sessions:
             return True  # may not be pinged now; counts as alive
         return await holder.agent.answers(ANSWER_SECONDS)
 
-    def _detach(self, holder: Session, tunnel: Tunnel) -> None:
+    def _detach(self, holder: Session, tunnel: Tunnel, session: Session) -> None:
         """Take a tunnel away from a live session; without tunnels left the session ends."""
         self._log_closed(holder, tunnel)
         holder.tunnels.pop(tunnel.id, None)
@@ -302,6 +330,15 @@ class Sessions:
         tunnel.session = None
         tunnel.tell = None
         log.info("tunnel taken over", tunnel=tunnel.id, address=str(tunnel.address), from_session=holder.public_id)
+        self._note(
+            audit.TunnelTakenOver(
+                who=audit.who_is(session.caller),
+                peer=str(session.peer),
+                tunnel=tunnel.id,
+                address=str(tunnel.address),
+                from_session=holder.public_id,
+            )
+        )
 
     async def _remembered(self, session: Session, wish: Wish) -> Tunnel | None:
         if session.caller.anonymous:
@@ -343,7 +380,7 @@ class Sessions:
                 return None
             if tunnel.session is not holder:
                 return None
-        self._detach(holder, tunnel)
+        self._detach(holder, tunnel, session)
         return tunnel
 
     def _address_of(self, protocol: Protocol, text: str) -> Address | None:
@@ -381,10 +418,15 @@ class Sessions:
 
     def _attach(self, session: Session, wish: Wish, tunnel: Tunnel) -> None:
         agent = session.agent
-        if session.ended or agent is None:
+        try:
+            if session.ended or agent is None:
+                raise Unavailable("limit", "the session ended meanwhile")
+            self._check_token(session.caller, wish.protocol)
+            self._check_count(session.caller)
+        except Unavailable:
             if not tunnel.links and tunnel.held_until is None and tunnel.record is None:
                 self._registry.release(tunnel)
-            raise Unavailable("limit", "the session ended meanwhile")
+            raise
         tunnel.protocol = wish.protocol
         tunnel.local_addr = wish.local_addr
         tunnel.target = wish.target
@@ -406,6 +448,15 @@ class Sessions:
         session.log_ids[tunnel.id] = entry.id
         self._log.opened(entry)
         self._accounts.tunnel_registered(caller)
+        self._note(
+            audit.TunnelRegistered(
+                who=audit.who_is(caller),
+                peer=str(session.peer),
+                tunnel=tunnel.id,
+                address=str(tunnel.address),
+                session=session.public_id,
+            )
+        )
         log.info(
             "tunnel registered", tunnel=tunnel.id, url=self._registry.public_url(tunnel), session=session.public_id
         )
@@ -474,13 +525,22 @@ class Sessions:
         if not session.tunnels and session.agent is not None:
             session.agent.end(Reset("its last tunnel was closed"))
 
-    def close_visible(self, caller: Caller, tunnel_id: str) -> None:
+    def close_visible(self, caller: Caller, tunnel_id: str, peer: Peer | None = None) -> None:
         """Close a tunnel by id on behalf of an API caller. Raises NotFound, Forbidden."""
         tunnel = self._registry.get(tunnel_id)
         if tunnel is None or tunnel.held_until is not None or tunnel not in self._registry.visible_to(caller):
             raise NotFound("tunnel not found")
         self._accounts.require_writer(caller)
         self.close_tunnel(tunnel)
+        self._note(
+            audit.TunnelClosed(
+                who=audit.who_is(caller),
+                peer=str(peer or ""),
+                tunnel=tunnel.id,
+                address=str(tunnel.address),
+                owner=tunnel.owner,
+            )
+        )
 
     async def leave(self, session: Session, *, clean: bool) -> None:
         """The control socket ended: free its addresses, or hold them for the owner after an unclean end."""

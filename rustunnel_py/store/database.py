@@ -31,6 +31,7 @@ import trio
 from rustunnel_py.errors import StoreBroken, StoreError
 from rustunnel_py.store import files
 from rustunnel_py.store.accounts import Users
+from rustunnel_py.store.audit import AuditLog
 from rustunnel_py.store.instants import utc_now
 from rustunnel_py.store.leases import LeaseBook
 from rustunnel_py.store.logins import LoginBook
@@ -69,6 +70,7 @@ class Store:
     leases: LeaseBook
     logins: LoginBook
     telemetry: TelemetryBook
+    audit: AuditLog
     captured: Database
 
 
@@ -90,6 +92,7 @@ async def open_store(main: Path, captured: Path, *, now: Callable[[], datetime] 
             leases=LeaseBook(main_database),
             logins=LoginBook(main_database),
             telemetry=TelemetryBook(captured_database),
+            audit=AuditLog(main_database),
             captured=captured_database,
         )
         await users.load()
@@ -98,7 +101,8 @@ async def open_store(main: Path, captured: Path, *, now: Callable[[], datetime] 
         try:
             yield store
         finally:
-            await store.tunnel_log.flush()  # both are shielded
+            await store.audit.flush()  # all are shielded
+            await store.tunnel_log.flush()
             await store.tokens.flush()
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WRITE_SECONDS = 1.0  # a row is durable that long after its event at the latest
 HEARTBEAT_SECONDS = 10.0  # how far off the end of a crashed server's rows may be; a write costs the disk a sync
+PRUNED_AT_ONCE = 500  # rows a transaction, some milliseconds
 PENDING_MAX = 10_000  # events that wait for a disk that does not answer; then the oldest are dropped and counted
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -146,6 +147,35 @@ class TunnelLog:
             )
 
         await self._database.write(work)
+
+    async def prune(self, before: datetime | None, keep: int | None) -> int:
+        """Forget some rows that ended before then, or that are more than `keep`; gives how many, 0 when through.
+
+        One small transaction, so that nobody waits for it. Open rows stay. Raises StoreError.
+        """
+        micros = None if before is None else to_micros(before)
+
+        async def work(transaction: Transaction) -> int:
+            gone = 0
+            if micros is not None:
+                gone = await transaction.execute(
+                    "DELETE FROM tunnel_log WHERE seq IN"
+                    " (SELECT seq FROM tunnel_log WHERE unregistered_at < ? ORDER BY unregistered_at LIMIT ?)",
+                    (micros, PRUNED_AT_ONCE),
+                )
+            if gone == 0 and keep is not None:
+                # Rows only go from the old end, so the numbers between the ends tell how many there are at most.
+                ends = await transaction.fetch_one("SELECT min(seq), max(seq) FROM tunnel_log")
+                first, last = ends if ends is not None and ends[0] is not None else (0, 0)
+                if last - first >= keep:
+                    gone = await transaction.execute(
+                        "DELETE FROM tunnel_log WHERE seq IN (SELECT seq FROM tunnel_log"
+                        " WHERE seq <= ? AND unregistered_at IS NOT NULL ORDER BY seq LIMIT ?)",
+                        (last - keep, PRUNED_AT_ONCE),
+                    )
+            return gone
+
+        return await self._database.write(work)
 
     async def history(
         self, owner: str | None, protocol: str | None, limit: int, offset: int

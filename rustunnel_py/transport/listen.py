@@ -11,7 +11,7 @@ import ipaddress
 import math
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rustunnel_py.errors import PortInUse, WireError
@@ -161,7 +161,7 @@ class Intake:
     data. `ceiling`: a socket with a higher descriptor is not accepted.
     """
 
-    introduced_by: Networks = Networks()
+    introduced_by: Networks = field(default_factory=Networks)
     ceiling: float = math.inf
 
 
@@ -290,7 +290,7 @@ class Listener:
 
 
 class _Introduction:
-    """An accepted socket of a proxy until its PROXY header is there; then the pump lets go of it and it is handed on."""
+    """An accepted socket of a proxy until its PROXY header is there; then it is handed on as if just accepted."""
 
     __slots__ = ("_deadline", "_listener", "_peer", "_seen", "due", "pump", "sock")
 

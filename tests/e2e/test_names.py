@@ -87,7 +87,7 @@ async def test_take_over_takes_the_name_and_neither_flaps(tmp_path: Path) -> Non
 
 
 async def test_an_agent_that_was_killed_gets_its_name_and_its_id_back(tmp_path: Path) -> None:
-    async with http_service() as service, running_server(tmp_path) as server:
+    async with http_service() as service, running_server(tmp_path, tunnels={"wait_seconds": 0.1}) as server:
         async with our_agent(agent_config(server, http(service.port, "app"))) as first:
             first_id = first.screen.of(TunnelUp)[0].tunnel_id
             first.kill()
