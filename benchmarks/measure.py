@@ -56,7 +56,7 @@ def load(
     if errors and not new_connections and any(map(int, errors.groups())):
         raise LoadFailed(text)
     rate, requests = re.search(r"Requests/sec:\s+([\d.]+)", text), re.search(r"(\d+) requests in", text)
-    p50, p99 = re.search(r"50%\s+(\S+)", text), re.search(r"99%\s+(\S+)", text)
+    p50, p99 = re.search(r"^ +50% +(\S+)", text, re.M), re.search(r"^ +99% +(\S+)", text, re.M)
     if rate is None or requests is None or p50 is None or p99 is None:
         raise LoadFailed(text)
     return Load(float(rate[1]), _milliseconds(p50[1]), _milliseconds(p99[1]), int(requests[1]))

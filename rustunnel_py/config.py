@@ -207,14 +207,20 @@ class RegionConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds that protect the server. 0 is off."""
+    """Bounds that protect the server. 0 is off, where it is allowed. IPv6 addresses count by /64."""
 
+    max_connections: Annotated[
+        Count, Meta(description="Visitors' connections to all edges together. More are answered 503 or closed.")
+    ] = 20_000
+    max_connections_per_ip: Annotated[
+        Count, Meta(description="The same of one address. A load test, or an office behind one address, has to fit.")
+    ] = 5000
     max_tunnels_per_session: Annotated[
         Count, Meta(description="Tunnels of one agent. More are refused with a `tunnel_error`.")
     ] = 50
     max_connections_per_tunnel: Annotated[
-        Count, Meta(description="Visits at a time. More are answered 503; TCP connections are closed.")
-    ] = 1000
+        Count, Meta(description="Visits at a time: HTTP requests, TCP connections. More are answered 503 or closed.")
+    ] = 5000
     max_leases_per_user: Annotated[
         Count, Meta(description="Tunnels that one user may have through `/v1` (the rs-tunnel CLI) at a time.")
     ] = 5
@@ -226,6 +232,36 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
         Rate, Meta(description="TLS handshakes a second and address. More connections are closed.")
     ] = 0.0
     request_body_max_bytes: Annotated[Count, Meta(description="A longer request body is answered 413.")] = 0
+    target_max_bytes: Annotated[
+        int, Meta(ge=64, le=65_536, description="Path and query of a request. A longer one is answered 414.")
+    ] = 8192
+    header_max_bytes: Annotated[
+        int, Meta(ge=256, le=131_072, description="One header line of a request. A longer one is answered 431.")
+    ] = 8704
+    header_max_count: Annotated[
+        int, Meta(ge=8, le=10_000, description="Header lines of a request. More are answered 431.")
+    ] = 100
+    head_max_bytes: Annotated[
+        int, Meta(ge=1024, le=131_072, description="A request's head in all. A longer one is answered 431.")
+    ] = 32_768
+    handshake_seconds: Annotated[Seconds, Meta(description="A visitor's TLS handshake takes no longer.")] = 10.0
+    header_seconds: Annotated[
+        Seconds, Meta(description="Nor does a request's head: it is answered 408, a connection without a word closed.")
+    ] = 10.0
+    idle_seconds: Annotated[Seconds, Meta(description="So long a connection stays open between two requests.")] = 75.0
+    answer_seconds: Annotated[
+        Seconds, Meta(description="So long a local service may take to begin its answer; then it is 504.")
+    ] = 300.0
+    half_closed_seconds: Annotated[
+        Seconds, Meta(description="A visitor that ended its side is let go when so long nothing came for it.")
+    ] = 30.0
+    min_bytes_per_second: Annotated[
+        Count,
+        Meta(
+            description="Who sends a request's body more slowly over 10 s is answered 408; who has answers waiting "
+            "and reads more slowly over 15 s is cut off. WebSockets and TCP may be as slow as they like."
+        ),
+    ] = 1024
     tcp_port_range: Annotated[
         PortRange, Meta(description="First and last port of TCP tunnels. `[0, 0]` turns them off.")
     ] = (20000, 20099)
@@ -253,6 +289,54 @@ class TunnelsConfig(msgspec.Struct, frozen=True, kw_only=True):
     wait_seconds: Annotated[
         Seconds, Meta(description="So long a visitor waits for an agent that vanished; then it is told 503.")
     ] = 10.0
+    wait_max: Annotated[
+        Count, Meta(description="Visitors that wait, in all; each may hold 256 KiB. More are told 503 at once.")
+    ] = 2048
+    wait_max_per_tunnel: Annotated[Count, Meta(description="The same of one tunnel.")] = 256
+
+
+class InspectConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept of the HTTP requests that pass. Of what may be kept, 0 is without bound."""
+
+    enabled: Annotated[bool, Meta(description="Requests and replies are kept for a look, a search, a replay.")] = True
+    body_max_bytes: Annotated[
+        Annotated[int, Meta(ge=0, le=16 * 2**20)], Meta(description="Of a body that much is kept, on either side.")
+    ] = 256 * 1024
+    ring_size: Annotated[
+        Annotated[int, Meta(ge=1, le=10_000)], Meta(description="Requests of a tunnel in memory, the newest.")
+    ] = 500
+    ring_bytes: Annotated[
+        Annotated[int, Meta(ge=2**20, le=2**40)],
+        Meta(description="Bytes of all of them in memory; past that the tunnel that has most loses its oldest."),
+    ] = 256 * 2**20
+    rows_per_second: Annotated[
+        Annotated[int, Meta(ge=0, le=100_000)],
+        Meta(description="Requests a second that go to the database, shared evenly. 0 keeps them in memory only."),
+    ] = 2000
+    keep_days: Annotated[
+        Annotated[int, Meta(ge=0, le=36500)], Meta(description="What was captured longer ago is deleted.")
+    ] = 7
+    keep_per_tunnel: Annotated[Count, Meta(description="Requests that are kept of one tunnel, the newest.")] = 10_000
+    keep_bytes_per_tunnel: Annotated[Count, Meta(description="Bytes that are kept of one tunnel.")] = 0
+    keep_in_all: Annotated[Count, Meta(description="Requests that are kept of all tunnels.")] = 0
+    keep_bytes: Annotated[Count, Meta(description="Bytes that are kept of all tunnels.")] = 2**30
+    redact: Annotated[
+        Literal["none", "standard", "strict"],
+        Meta(
+            description="What leaves the memory: `standard` masks credentials and what looks like them, `strict` also "
+            "all bodies, query values and unusual headers."
+        ),
+    ] = "standard"
+    redact_hosts: Annotated[
+        tuple[Text, ...],
+        Meta(description="Other tiers for single tunnels; the first that fits: `['shop-*.t.example.com=strict']`."),
+    ] = ()
+    redact_names: Annotated[
+        tuple[Text, ...], Meta(description="More names of headers and fields that are masked: `['x-internal-*']`.")
+    ] = ()
+    redact_patterns: Annotated[
+        tuple[Text, ...], Meta(description="Regular expressions; what they match in any text is masked.")
+    ] = ()
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,6 +353,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitsConfig = LimitsConfig()
     names: NamesConfig = NamesConfig()
     tunnels: TunnelsConfig = TunnelsConfig()
+    inspect: InspectConfig = InspectConfig()
 
 
 LATER = {
@@ -282,7 +367,6 @@ LATER = {
     "load_balancing.enabled": "load-balancing groups",
     "load_balancing.alert_webhook_url": "load-balancing groups",
     "p2p.*": "peer-to-peer tunnels",
-    "inspect.*": "the inspector",
 }
 
 REPLACED = {
@@ -545,6 +629,7 @@ def _checked(config: Config) -> Config:
             "limits.tcp_port_range", f"{shown} cannot be used; allowed: first <= last, or [0, 0] for none"
         )
     _check_reserved(config.names)
+    _check_redaction(config.inspect)
     return msgspec.structs.replace(config, server=server)
 
 
@@ -605,6 +690,25 @@ def _check_access(auth: AuthConfig, server: ServerConfig) -> None:
             f"false lets everybody who reaches {beyond} open tunnels; set server.host to 127.0.0.1, "
             "or auth.open_to_the_world = true (--open-to-the-world) if that is meant",
         )
+
+
+def _check_redaction(inspect: InspectConfig) -> None:
+    for entry in inspect.redact_hosts:
+        host, _, tier = entry.partition("=")
+        if not host or tier not in ("none", "standard", "strict"):
+            raise ConfigError(
+                "inspect.redact_hosts",
+                f"{_shown(entry)} cannot be used; allowed: HOST=none, HOST=standard, HOST=strict",
+            )
+    for pattern in inspect.redact_patterns:
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                "inspect.redact_patterns", f"{_shown(pattern)} is no regular expression: {error}"
+            ) from None
+        if compiled.match(""):
+            raise ConfigError("inspect.redact_patterns", f"{_shown(pattern)} matches nothing at all, everywhere")
 
 
 def _check_reserved(names: NamesConfig) -> None:

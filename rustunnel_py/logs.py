@@ -159,7 +159,7 @@ def background_log(config: LoggingConfig) -> Iterator[BackgroundOutput]:
 
 
 def say(lines: list[str]) -> None:
-    """Lines on standard output, past Python's buffer; may block, so call it in a thread. A closed output is no error."""
+    """Lines on standard output, past Python's buffer. May block: call it in a thread. A closed output is no error."""
     data = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
     with contextlib.suppress(OSError):
         while data:

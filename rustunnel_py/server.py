@@ -16,6 +16,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
@@ -29,22 +31,29 @@ from rustunnel_py.api.rs_tunnel import RsTunnel
 from rustunnel_py.api.serve import ApiServer
 from rustunnel_py.certs.keeper import Keeper
 from rustunnel_py.config import database_paths
-from rustunnel_py.edges.http import EdgeLimits, HttpEdge, ParkingLimits
+from rustunnel_py.edges.access_log import AccessLog
+from rustunnel_py.edges.http import HttpEdge
+from rustunnel_py.edges.limits import Census, EdgeLimits, ParkingLimits
 from rustunnel_py.edges.tcp import TcpEdge
 from rustunnel_py.entry import AgentsEntry
 from rustunnel_py.errors import StoreError
 from rustunnel_py.hub.accounts import Accounts
+from rustunnel_py.hub.audit import Audit
+from rustunnel_py.hub.inspector import Inspector
 from rustunnel_py.hub.leases import Leases
 from rustunnel_py.hub.logins import Logins
+from rustunnel_py.hub.metrics import Metrics
 from rustunnel_py.hub.policies import gate_for
 from rustunnel_py.hub.policies.settings import PolicySettings
 from rustunnel_py.hub.registry import Places, Registry
+from rustunnel_py.hub.retention import Retention
 from rustunnel_py.hub.sessions import Sessions
 from rustunnel_py.hub.telemetry import Telemetry
-from rustunnel_py.model.bucket import Buckets
 from rustunnel_py.model.networks import Networks
+from rustunnel_py.store.captures import Captures
 from rustunnel_py.store.database import open_store
 from rustunnel_py.store.folder import ApiAddress, DataFolder
+from rustunnel_py.store.line_file import LineFile
 from rustunnel_py.transport.front import Front
 from rustunnel_py.transport.listen import Intake, bind, descriptor_ceiling, raise_descriptor_limit
 from rustunnel_py.transport.pump import open_pump
@@ -55,8 +64,7 @@ from rustunnel_py.watchdog import CrashLog, watched_loop
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Awaitable, Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from rustunnel_py.config import Config
     from rustunnel_py.model.access import Secret
@@ -141,7 +149,7 @@ async def serve(
                     stack.callback(folder.withdraw_address)
                     chores.start_soon(keeper.watch, publish)
                     if hangups is not None:
-                        chores.start_soon(_renew_at_hangups, keeper, hangups, publish)
+                        chores.start_soon(_renew_at_hangups, keeper, hangups, publish, parts.line_files)
                     task_status.started(ready)
                     await stopping.wait()
                     listeners.cancel_scope.cancel()  # nobody new comes in
@@ -152,9 +160,14 @@ async def serve(
 
 
 async def _renew_at_hangups(
-    keeper: Keeper, hangups: trio.MemoryReceiveChannel[None], renewed: Callable[[], None]
+    keeper: Keeper,
+    hangups: trio.MemoryReceiveChannel[None],
+    renewed: Callable[[], None],
+    line_files: Sequence[LineFile],
 ) -> None:
     async for _ in hangups:
+        for lines in line_files:
+            await lines.reopen()
         if await keeper.renew():
             renewed()
 
@@ -205,29 +218,39 @@ class _Parts:
         self._admin_token = admin_token
         self._context = server_context()
         choose_certificate(self._context, keeper.choose)
-        limits = config.limits
-        self._edge_limits = EdgeLimits(
-            requests_per_second_per_source=limits.ip_rate_limit_rps,
-            handshakes_per_second_per_source=limits.ip_handshakes_per_second,
-            body_max_bytes=limits.request_body_max_bytes,
+        self.line_files: list[LineFile] = []
+        access_file = self._line_file("logging.access_log_path", config.logging.access_log_path)
+        style = config.logging.access_log_format
+        self._access = None if access_file is None else AccessLog(access_file.write, style)
+        history = config.history
+        self._retention = Retention(
+            store.tunnel_log,
+            store.audit,
+            keep_days=history.keep_days,
+            keep_rows=history.keep_rows,
+            audit_keep_days=history.audit_keep_days,
         )
+        limits = config.limits
+        self._census = Census(EdgeLimits.from_config(limits), ParkingLimits.from_config(config.tunnels))
         self._introducers = configuration.networks("server.proxy_protocol_from", config.server.proxy_protocol_from)
         self._ceiling = descriptor_ceiling()
-        self._parking = ParkingLimits(wait_seconds=config.tunnels.wait_seconds)
         policies = PolicySettings(limits.rate_limit_rps, limits.max_connections_per_tunnel)
         self._tcp = TcpEdge(
             pump,
             config.server.host,
-            limits=self._edge_limits,
-            parking=self._parking,
+            census=self._census,
             intake=self._intake("tcp", self._ceiling),
+            access=self._access,
         )
         self.registry = Registry(
             self._tcp, limits.tcp_port_range, trio.current_time, new_gate=lambda: gate_for(policies)
         )
         self.registry.places = Places(config.server.domain, _port(sockets.http), _port(sockets.https))
         pump.on_sweep(self.registry.sweep)
-        self.accounts = Accounts(store, admin_token, config.auth.require_auth)
+        self.inspector = Inspector(config.inspect, self.registry, pump, Captures(store.captured))
+        self.audit = Audit(store.audit, self._line_file("logging.audit_log_path", config.logging.audit_log_path))
+        self.accounts = Accounts(store, admin_token, config.auth.require_auth, note=self.audit.note)
+        self.accounts.on_ended(self.inspector.end_views)
         self.sessions = Sessions(
             self.registry,
             self.accounts,
@@ -237,7 +260,9 @@ class _Parts:
             max_tunnels=limits.max_tunnels_per_session,
             hold_seconds=config.tunnels.hold_seconds,
             clock=trio.current_time,
+            note=self.audit.note,
         )
+        self.metrics = Metrics(self.registry, self.sessions)
         self._door = Door(
             pump,
             self.sessions,
@@ -274,12 +299,76 @@ class _Parts:
             dashboard_origin=config.server.dashboard_origin,
             is_stopping=stopping.is_set,
             rs_tunnel_parts=RsTunnel(self.leases, self.logins, self.telemetry, lambda: (control, keeper.pin)),
+            audit=self.audit,
+            metrics=self.metrics,
+            metrics_public=config.metrics.public,
         )
         self._api = ApiServer(app)
         self._fronts_nursery = fronts
+        self._http_edges = [
+            self._http_edge("http", self._sockets.http, None),
+            self._http_edge("https", self._sockets.https, self._context),
+        ]
+        self._add_metrics()
+
+    def _line_file(self, key: str, path: str | None) -> LineFile | None:
+        if path is None:
+            return None
+        made = LineFile(Path(path), key)
+        self.line_files.append(made)
+        return made
+
+    def _add_metrics(self) -> None:
+        metrics, pump, store = self.metrics, self._pump, self._store
+        metrics.add("counter", "rustunnel_crashes", "Callbacks that raised.", lambda: pump.crashes)
+        metrics.add("counter", "rustunnel_api_crashes", "API connections that raised.", lambda: self._api.crashes)
+        metrics.add("counter", "rustunnel_agents_refused", "Upgrades refused.", lambda: self._door.refused)
+        census = self._census
+        metrics.add_by(
+            "code",
+            "counter",
+            "rustunnel_refusals",
+            "Connections and visits that an edge refused, answered or ended by itself.",
+            lambda: dict(census.refusals),
+        )
+        metrics.add("gauge", "rustunnel_sources", "Addresses (IPv6: /64) with a connection.", lambda: census.sources)
+        metrics.add("gauge", "rustunnel_parked", "Visitors that wait for an agent or a policy.", lambda: census.parked)
+        metrics.add_by("edge", "gauge", "rustunnel_connections", "Visitors' connections.", self._connections)
+        metrics.add_by(
+            "log",
+            "counter",
+            "rustunnel_dropped_rows",
+            "Events that a slow disk cost.",
+            lambda: {"tunnels": store.tunnel_log.dropped, "audit": store.audit.dropped},
+        )
+        metrics.add_by(
+            "log",
+            "gauge",
+            "rustunnel_waiting_rows",
+            "Events that wait for the disk.",
+            lambda: {"tunnels": store.tunnel_log.waiting, "audit": store.audit.waiting},
+        )
+
+        inspector = self.inspector.status
+        metrics.add(
+            "counter",
+            "rustunnel_captures_not_stored",
+            "Captures that were overwritten before they were stored.",
+            lambda: inspector().not_stored,
+        )
+        metrics.add("gauge", "rustunnel_captures_waiting", "Captures not stored yet.", lambda: inspector().waiting)
+        metrics.add(
+            "gauge", "rustunnel_captures_bytes", "Memory of captures.", lambda: inspector().bytes_in_memory
+        )
+        metrics.add("gauge", "rustunnel_captures_lossy", "1: the store takes none.", lambda: inspector().lossy)
+
+    def _connections(self) -> dict[str, float]:
+        edges = {edge.shared.scheme: float(edge.visitors) for edge in self._http_edges}
+        return {**edges, "tcp": self._tcp.visitors}
 
     async def load(self) -> None:
         """What the store remembers of leases and logins, before anybody can ask."""
+        await self.inspector.start()
         await self.leases.load()
         await self.logins.load()
 
@@ -289,6 +378,11 @@ class _Parts:
             self._store.tunnel_log.run,
             self.accounts.run,
             self._forget_names,
+            self.inspector.run,
+            self._store.audit.run,
+            *(lines.run for lines in self.line_files),
+            self.metrics.run,
+            self._retention.run,
             self.leases.run,
             self.logins.run,
             self.telemetry.run,
@@ -305,7 +399,7 @@ class _Parts:
 
     def fronts(self) -> list[Front]:
         """The agents' port and the dashboard's."""
-        server, rate = self._config.server, self._edge_limits.handshakes_per_second_per_source
+        server = self._config.server
         control = Front(
             self._pump,
             self._sockets.control,
@@ -314,7 +408,7 @@ class _Parts:
             name="control",
             accepted=self._agents.may_be_plain if server.control_plain else None,
             intake=self._intake("control"),
-            handshakes=Buckets(rate) if rate else None,
+            handshakes=self._census.handshakes,
         )
         dashboard = Front(
             self._pump,
@@ -335,11 +429,7 @@ class _Parts:
         self._fronts_nursery.start_soon(serve_connection)
 
     def edges(self) -> list[_Edge]:
-        return [
-            self._http_edge("http", self._sockets.http, None),
-            self._http_edge("https", self._sockets.https, self._context),
-            self._tcp,
-        ]
+        return [*self._http_edges, self._tcp]
 
     def _intake(self, listener: Literal["http", "https", "control", "tcp"], ceiling: float = math.inf) -> Intake:
         introduced = listener in self._config.server.proxy_protocol_on
@@ -360,12 +450,13 @@ class _Parts:
             listeners=listeners,
             scheme=scheme,
             context=context,
-            limits=self._edge_limits,
-            parking=self._parking,
+            census=self._census,
             take_control=take_control,
             redirect_port=_port(self._sockets.https) if server.redirect_https and context is None else None,
             trusted_proxies=tuple(self._trusted),
             intake=self._intake(scheme, self._ceiling),
+            watch=self.inspector.watch if self._config.inspect.enabled else None,
+            access=self._access,
         )
 
     def ready(self, folder: DataFolder) -> Ready:

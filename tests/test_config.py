@@ -29,6 +29,7 @@ OTHER: dict[str, tuple[str, dict[str, object]]] = {
     "auth.require_auth": ("false", {"server.host": "::1"}),
     "logging.level": ("'debug'", {}),
     "logging.format": ("'json'", {}),
+    "logging.access_log_format": ("'json'", {}),
     "limits.tcp_port_range": ("[30000, 30010]", {}),
     "names.reserved": ("['www', 'admin']", {}),
 }

@@ -14,9 +14,12 @@ from quart_trio import QuartTrio
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from rustunnel_py.api import pages, rs_tunnel, rustunnel
-from rustunnel_py.api.caller import Doorkeeper
-from rustunnel_py.errors import BadCredentials, Denied, StoreError
+import rustunnel_py
+from rustunnel_py.api import observe, pages, rs_tunnel, rustunnel
+from rustunnel_py.api.caller import Doorkeeper, actor, current
+from rustunnel_py.api.routes import BODY_MAX, Auth, ErrorShown, Routes, answer
+from rustunnel_py.errors import BadCredentials, Denied, Forbidden, StoreError
+from rustunnel_py.hub.audit import AccessRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
     from rustunnel_py.api.rs_tunnel import RsTunnel
     from rustunnel_py.hub.accounts import Accounts
+    from rustunnel_py.hub.audit import Audit
+    from rustunnel_py.hub.metrics import Metrics
     from rustunnel_py.hub.registry import Registry
     from rustunnel_py.hub.sessions import Sessions
     from rustunnel_py.store.tunnel_log import TunnelLog
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
 BODY_SECONDS = 10  # a whole body; the longest has 64 KiB
 
 # For everyone, with or without a token, under any Host: they tell nothing about anybody.
-OPEN = frozenset({"rustunnel.status", "live", "ready", "static_files.static_file"})
+OPEN = frozenset({"static_files.static_file"})
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -55,15 +60,18 @@ def build_app(
     dashboard_origin: str | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
     rs_tunnel_parts: RsTunnel | None = None,
+    audit: Audit | None = None,
+    metrics: Metrics | None = None,
+    metrics_public: bool = False,
 ) -> Quart:
     """The REST API. `is_stopping` is asked by /api/health/ready: true from the first signal on.
 
-    `rs_tunnel_parts` None: without `/v1`.
+    `rs_tunnel_parts` None: without `/v1`; so it is with the other parts.
     """
     app = QuartTrio(__name__, static_folder=None)
     app.request_class = _SizedRequest
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.config["MAX_CONTENT_LENGTH"] = rustunnel.BODY_MAX
+    app.config["MAX_CONTENT_LENGTH"] = BODY_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     app.url_map.merge_slashes = False  # `//api` is another path, not a redirect
     doorkeeper = Doorkeeper(accounts, domain, dashboard_origin)
@@ -72,7 +80,7 @@ def build_app(
     async def admit() -> None:
         if request.blueprint == "rs_tunnel":
             return  # it has callers of its own
-        if request.routing_exception is None and request.endpoint not in OPEN:
+        if request.routing_exception is None and request.endpoint not in free:
             await doorkeeper.admit()
 
     @app.after_request
@@ -84,16 +92,32 @@ def build_app(
             response.headers.pop("Content-Type", None)
         return response
 
-    @app.get("/api/health/live")
-    async def live() -> Response:
-        return rustunnel.answer({"ok": True})
+    async def admit_admin() -> None:
+        await doorkeeper.admit()
+        guard(Auth.ADMIN)
 
-    @app.get("/api/health/ready")
-    async def ready() -> Response:
-        stopping = is_stopping()
-        return rustunnel.answer({"ok": not stopping}, 503 if stopping else 200)
+    def guard(auth: Auth) -> None:
+        try:
+            if auth is Auth.ADMIN:
+                accounts.require_admin(current())
+            elif auth is Auth.WRITER:
+                accounts.require_writer(current())
+        except Forbidden:
+            if audit is not None:
+                by, what = actor(), f"{request.method} {request.path}"
+                audit.note(AccessRefused(who=by.who, peer=str(by.peer), what=what))
+            raise
 
-    app.register_blueprint(rustunnel.blueprint(registry, sessions, accounts, tunnel_log))
+    api = Routes("rustunnel", "/api", guard)
+    server = Routes("server", "", guard)
+    rustunnel.add_routes(api, registry, sessions, accounts, tunnel_log, audit)
+    observe.add_routes(server, is_stopping)
+    if metrics is not None:
+        observe.add_metrics(server, metrics, metrics_public, admit_admin)
+    observe.add_document(server, [api.table, server.table], rustunnel_py.__version__, domain)
+    free = OPEN | api.open_endpoints | server.open_endpoints
+    app.register_blueprint(api.blueprint)
+    app.register_blueprint(server.blueprint)
     app.register_blueprint(pages.static_files())
     if rs_tunnel_parts is not None:
         app.register_blueprint(rs_tunnel.blueprint(rs_tunnel_parts, accounts, doorkeeper))
@@ -143,11 +167,11 @@ def _handle_errors(app: Quart) -> None:
         log.error("an API call failed", id=error_id, method=request.method, path=request.path, exc_info=error)
         if rs_tunnel.owns_path(request.path):
             return rs_tunnel.show_error(error)
-        return rustunnel.answer({"error": "internal server error", "id": error_id}, 500)
+        return answer(ErrorShown("internal server error", error_id), 500)
 
 
 _SENTENCES = {404: "not found", 405: "method not allowed", 408: "the body came too slowly", 413: "the body is too long"}
 
 
 def show_error(status: int, message: str) -> Response:
-    return rustunnel.answer({"error": message}, status)
+    return answer(ErrorShown(message), status)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from quart import g, request
 
 from rustunnel_py.errors import BadCredentials, Denied, Forbidden
+from rustunnel_py.hub.audit import Actor
 from rustunnel_py.model.access import Caller, Secret
 from rustunnel_py.model.tunnel import Peer
 
@@ -81,6 +82,11 @@ def current() -> Caller:
     caller = g.caller
     assert isinstance(caller, Caller)
     return caller
+
+
+def actor() -> Actor:
+    """The same, with where the request comes from."""
+    return Actor(current(), peer())
 
 
 def peer() -> Peer:

@@ -33,7 +33,7 @@ def static_files() -> Blueprint:
     return files
 
 
-def page(title: str, body: str, status: int = 200, *, onward: str | None = None) -> Response:
+def page(title: str, body: str, status: int = 200, *, onward: str | None = None, wide: bool = False) -> Response:
     """A whole page. `body` is markup, `title` text; `onward` is a URL to go to at once, with a link beside it."""
     refresh = "" if onward is None else f'<meta http-equiv="refresh" content="0;url={escape(onward)}">\n'
     if onward is not None:
@@ -49,7 +49,7 @@ def page(title: str, body: str, status: int = 200, *, onward: str | None = None)
 <link rel="stylesheet" href="/static/look.css">
 </head>
 <body>
-<main>
+<main{' class="wide"' if wide else ""}>
 <header><img src="/static/mark.svg" alt="" width="28" height="28"> <span>rustunnel</span></header>
 <h1>{escape(title)}</h1>
 {body}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 from quart import Blueprint, Response, request
 
-from rustunnel_py.errors import BadRequest, Denied, Forbidden
+from rustunnel_py.errors import BadRequest, Denied
 from rustunnel_py.wire import strict_json
 
 if TYPE_CHECKING:
@@ -129,7 +129,6 @@ class Routes:
         body_required: bool = True,
         errors: tuple[int, ...] = (),
         tag: str = "tunnels",
-        body_max: int = BODY_MAX,
     ) -> Callable[[Callable[..., Awaitable[Response]]], Callable[..., Awaitable[Response]]]:
         """Serve a path with the decorated function; `{name}` in it is an argument."""
 
@@ -155,7 +154,6 @@ class Routes:
 
             async def serve(**arguments: str) -> Response:
                 self._guard(auth)
-                request.max_content_length = body_max
                 return await handler(**arguments)
 
             self.blueprint.add_url_rule(

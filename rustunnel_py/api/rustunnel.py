@@ -2,61 +2,67 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Literal
+from datetime import datetime  # noqa: TC003  (a field's type is read at run time)
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
-from quart import Blueprint, Response, request
+from msgspec import UNSET, Meta, UnsetType
+from quart import Response  # noqa: TC002  (handlers are looked at by Quart)
 
-from rustunnel_py.api.caller import current
-from rustunnel_py.errors import BadRequest, Denied, NotFound
+from rustunnel_py.api.caller import actor, current
+from rustunnel_py.api.routes import (
+    Auth,
+    Gives,
+    Routes,
+    answer,
+    nothing,
+    parse_body,
+    parse_id,
+    parse_query,
+    show_instant,
+    show_instant_or_none,
+)
+from rustunnel_py.errors import BadRequest, NotFound
+from rustunnel_py.hub.accounts import LABEL_MAX, SCOPE_MAX, TUNNELS_MAX
+from rustunnel_py.hub.audit import EVENTS  # noqa: TC001  (read at run time)
+from rustunnel_py.model import scope as scopes
+from rustunnel_py.model.access import Role
 from rustunnel_py.model.tunnel import Protocol
-from rustunnel_py.wire import strict_json
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from rustunnel_py.hub.accounts import Accounts
+    from rustunnel_py.hub.audit import Audit
     from rustunnel_py.hub.registry import Registry, Tunnel
     from rustunnel_py.hub.sessions import Sessions
+    from rustunnel_py.store.audit import AuditRow
     from rustunnel_py.store.tokens import Token
     from rustunnel_py.store.tunnel_log import LogEntry, TunnelLog
 
-BODY_MAX = 64 * 1024  # bytes; the largest body has a label and a scope
 PAGE = 50  # entries, where the caller does not say
 PAGE_MAX = 1000  # entries an answer, whatever the caller says
 OFFSET_MAX = 2**53  # what every JSON reader can count to, and SQLite too
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_DIGITS = re.compile(r"[0-9]{1,20}")
-_JSON_TYPE = re.compile(r"application/json(\s*;\s*charset=\"?utf-?8\"?)?\s*", re.IGNORECASE)
-
-
-class WrongType(Denied):
-    """A field of the body has the wrong type, is missing or unknown."""
-
-    status = 422
-
-
-class WrongMediaType(Denied):
-    """The body is declared as something that is not read here."""
-
-    status = 415
-
-
-class TooLong(Denied):
-    """The body is longer than any body that makes sense here."""
-
-    status = 413
+Limit = Annotated[
+    int,
+    Meta(ge=1, description=f"More than {PAGE_MAX} is {PAGE_MAX}.", extra_json_schema={"maximum": 2**53}),
+]
+Cursor = Annotated[
+    str | None,
+    Meta(description="`next` of the page before.", extra_json_schema={"pattern": "^[1-9][0-9]{0,17}$"}),
+]
 
 
 class StatusShown(msgspec.Struct):
+    """Whether the server is well."""
+
     ok: bool
     active_sessions: int
     active_tunnels: int
 
 
 class TunnelShown(msgspec.Struct):
+    """A tunnel that is served now."""
+
     tunnel_id: str
     protocol: Literal["http", "tcp", "udp"]
     label: str
@@ -67,6 +73,8 @@ class TunnelShown(msgspec.Struct):
 
 
 class TokenShown(msgspec.Struct):
+    """A token without its secret. `role` and what follows come with `details`; null is no limit."""
+
     id: str
     token_hash: str
     label: str
@@ -74,15 +82,23 @@ class TokenShown(msgspec.Struct):
     last_used_at: str | None
     scope: str | None
     tunnel_count: int
+    role: Literal["agent", "read", "admin"] | UnsetType = UNSET
+    expires_at: str | UnsetType | None = UNSET
+    max_tunnels: int | UnsetType | None = UNSET
+    protocols: list[str] | UnsetType | None = UNSET
 
 
 class NewTokenShown(msgspec.Struct):
+    """`token` is shown here only."""
+
     id: str
     label: str
     token: str
 
 
 class EntryShown(msgspec.Struct):
+    """One registration."""
+
     id: str
     tunnel_id: str
     protocol: str
@@ -95,30 +111,103 @@ class EntryShown(msgspec.Struct):
 
 
 class HistoryShown(msgspec.Struct):
+    """`total` counts all that match."""
+
     total: int
     entries: list[EntryShown]
 
 
+class AuditShown(msgspec.Struct):
+    """One event. `details` has `event` again, `who`, `peer`, and what belongs to this kind of event."""
+
+    id: str
+    at: str
+    event: str
+    owner: str | None
+    token_id: str | None
+    details: msgspec.Raw
+
+
+class AuditPage(msgspec.Struct):
+    """`next` is the cursor of the following page; null: this is the last one."""
+
+    entries: list[AuditShown]
+    next: str | None
+
+
 class NewTokenWanted(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST /api/tokens."""
+    """A token to be made. All but `label` may be left out."""
 
-    label: str
-    scope: str | None = None
+    label: Annotated[
+        str,
+        Meta(
+            description="For people.",
+            extra_json_schema={"minLength": 1, "maxLength": LABEL_MAX, "pattern": r"[!-~]"},
+        ),
+    ]
+    scope: Annotated[
+        str | None,
+        Meta(
+            description="Patterns with commas between: `ci-*`, `pr-??`, `tcp:20000-20010`. null: every name and port.",
+            extra_json_schema={"maxLength": SCOPE_MAX, "pattern": scopes.PATTERN},
+        ),
+    ] = None
+    role: Annotated[
+        Literal["agent", "read", "admin"],
+        Meta(description="`agent` opens tunnels and sees its own, `read` only sees, `admin` may do everything."),
+    ] = "agent"
+    expires_at: Annotated[datetime, Meta(tz=True)] | None = None
+    max_tunnels: Annotated[
+        int | None,
+        Meta(description="Tunnels at a time.", extra_json_schema={"minimum": 1, "maximum": TUNNELS_MAX}),
+    ] = None
+    protocols: Annotated[
+        list[Literal["http", "tcp"]] | None,
+        Meta(description="Which tunnels it may open. null: all.", extra_json_schema={"minItems": 1, "maxItems": 8}),
+    ] = None
 
 
-def blueprint(registry: Registry, sessions: Sessions, accounts: Accounts, tunnel_log: TunnelLog) -> Blueprint:
-    """The routes under /api. All but `status` are for callers with a token."""
-    api = Blueprint("rustunnel", __name__, url_prefix="/api")
+class TokensQuery(msgspec.Struct):
+    """How much of each token."""
 
-    @api.get("/status")
+    details: Annotated[bool, Meta(description="Role and limits, too.")] = False
+
+
+class HistoryQuery(msgspec.Struct):
+    """Which registrations."""
+
+    limit: Limit = PAGE
+    offset: Annotated[int, Meta(ge=0, le=OFFSET_MAX)] = 0
+    protocol: Literal["http", "tcp"] | None = None
+
+
+class AuditQuery(msgspec.Struct):
+    """Which events."""
+
+    limit: Limit = PAGE
+    cursor: Cursor = None
+    event: Literal[EVENTS] | None = None  # type: ignore[valid-type]
+
+
+def add_routes(
+    api: Routes,
+    registry: Registry,
+    sessions: Sessions,
+    accounts: Accounts,
+    tunnel_log: TunnelLog,
+    audit: Audit | None,
+) -> None:
+    """The routes of the page that this dialect was written from, and `audit`. No audit log: no such route."""
+
+    @api.add("GET", "/status", "Health check", gives={200: StatusShown}, auth=Auth.OPEN, tag="server")
     async def status() -> Response:
         return answer(StatusShown(True, len(sessions), sum(1 for _ in registry.live())))
 
-    @api.get("/tunnels")
+    @api.add("GET", "/tunnels", "List the tunnels that are served now", gives={200: list[TunnelShown]})
     async def list_tunnels() -> Response:
         return answer([show_tunnel(registry, tunnel) for tunnel in registry.visible_to(current())])
 
-    @api.get("/tunnels/<tunnel_id>")
+    @api.add("GET", "/tunnels/{tunnel_id}", "Show one tunnel", gives={200: TunnelShown}, errors=(404,))
     async def get_tunnel(tunnel_id: str) -> Response:
         wanted = parse_id(tunnel_id)
         for tunnel in registry.visible_to(current()):
@@ -126,97 +215,108 @@ def blueprint(registry: Registry, sessions: Sessions, accounts: Accounts, tunnel
                 return answer(show_tunnel(registry, tunnel))
         raise NotFound("tunnel not found")
 
-    @api.delete("/tunnels/<tunnel_id>")
+    @api.add("DELETE", "/tunnels/{tunnel_id}", "Close a tunnel", gives={204: NOTHING}, errors=(403, 404))
     async def close_tunnel(tunnel_id: str) -> Response:
+        asking = actor()
         try:
-            sessions.close_visible(current(), parse_id(tunnel_id))
+            sessions.close_visible(asking.caller, parse_id(tunnel_id), asking.peer)
         except NotFound:
             raise NotFound("invalid tunnel id") from None  # the seed's words for an unknown id, too
-        return Response(b"", 204)
+        return nothing()
 
-    @api.get("/tokens")
+    @api.add(
+        "GET",
+        "/tokens",
+        "List the tokens",
+        query=TokensQuery,
+        gives={200: list[TokenShown]},
+        auth=Auth.ADMIN,
+        tag="tokens",
+    )
     async def list_tokens() -> Response:
-        accounts.require_admin(current())
-        return answer([show_token(token) for token in accounts.list_tokens()])
+        details = parse_query(TokensQuery).details
+        return answer([show_token(token, details=details) for token in accounts.list_tokens()])
 
-    @api.post("/tokens")
+    @api.add(
+        "POST",
+        "/tokens",
+        "Make a token",
+        body=NewTokenWanted,
+        gives={201: NewTokenShown},
+        auth=Auth.ADMIN,
+        errors=(409,),
+        tag="tokens",
+    )
     async def create_token() -> Response:
-        accounts.require_admin(current())
+        """The raw token is in this answer and nowhere else."""
         wanted = await parse_body(NewTokenWanted)
-        token, secret = await accounts.create_token(wanted.label, wanted.scope)
+        token, secret = await accounts.create_token(
+            wanted.label,
+            wanted.scope,
+            role=Role(wanted.role),
+            expires_at=wanted.expires_at,
+            max_tunnels=wanted.max_tunnels,
+            protocols=None if wanted.protocols is None else tuple(wanted.protocols),
+            by=actor(),
+        )
         return answer(NewTokenShown(token.id, token.label, secret.reveal()), 201)
 
-    @api.delete("/tokens/<token_id>")
+    @api.add(
+        "DELETE",
+        "/tokens/{token_id}",
+        "Delete a token",
+        gives={204: NOTHING},
+        auth=Auth.ADMIN,
+        errors=(404,),
+        tag="tokens",
+    )
     async def delete_token(token_id: str) -> Response:
-        accounts.require_admin(current())
-        await accounts.delete_token(parse_id(token_id))
-        return Response(b"", 204)
+        """Whoever is connected with it is disconnected at once."""
+        await accounts.delete_token(parse_id(token_id), by=actor())
+        return nothing()
 
-    @api.get("/history")
+    @api.add(
+        "GET", "/history", "Registrations, newest first", query=HistoryQuery, gives={200: HistoryShown}, tag="history"
+    )
     async def history() -> Response:
-        caller = current()
-        limit = min(parse_number("limit", PAGE, 1), PAGE_MAX)
-        offset = parse_number("offset", 0, 0, OFFSET_MAX)
-        protocol = parse_protocol()
+        caller, query = current(), parse_query(HistoryQuery)
         owner = None if caller.is_admin else caller.owner
-        total, entries = await tunnel_log.history(owner, protocol, limit, offset)
+        total, entries = await tunnel_log.history(owner, query.protocol, min(query.limit, PAGE_MAX), query.offset)
         return answer(HistoryShown(total, [show_entry(entry) for entry in entries]))
 
-    return api
+    if audit is not None:
+        _add_audit(api, audit)
 
 
-def parse_id(text: str) -> str:
-    """The id as the hub spells it; what is no UUID is nobody's id and finds nothing."""
-    lowered = text.lower()
-    return lowered if _UUID.fullmatch(lowered) else ""
+def _add_audit(api: Routes, audit: Audit) -> None:
+    @api.add(
+        "GET",
+        "/audit",
+        "Who did what, newest first",
+        query=AuditQuery,
+        gives={200: AuditPage},
+        auth=Auth.ADMIN,
+        tag="history",
+    )
+    async def list_audit() -> Response:
+        query = parse_query(AuditQuery)
+        limit = min(query.limit, PAGE_MAX)
+        rows = await audit.page(parse_cursor(query.cursor), query.event, limit + 1)
+        more = len(rows) > limit
+        rows = rows[:limit]
+        return answer(AuditPage([show_event(row) for row in rows], str(rows[-1].seq) if more else None))
 
 
-def parse_number(name: str, default: int, least: int, most: int | None = None) -> int:
-    """A query parameter. Raises BadRequest."""
-    text = _parameter(name)
+NOTHING = Gives(None, "Done.")
+
+
+def parse_cursor(text: str | None) -> int | None:
+    """Raises BadRequest."""
     if text is None:
-        return default
-    if not _DIGITS.fullmatch(text) or int(text) < least or (most is not None and int(text) > most):
-        raise BadRequest(f"{name}: a whole number, at least {least}")
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 18):
+        raise BadRequest("cursor: what an answer had in next")
     return int(text)
-
-
-def parse_protocol() -> str | None:
-    text = _parameter("protocol")
-    if text not in (None, "http", "tcp"):
-        raise BadRequest("protocol: http or tcp")
-    return text
-
-
-def _parameter(name: str) -> str | None:
-    values = request.args.getlist(name)
-    if len(values) > 1:
-        raise BadRequest(f"{name}: more than once")
-    return values[0] if values else None
-
-
-async def parse_body(shape: type[NewTokenWanted]) -> NewTokenWanted:
-    """The JSON body. Raises WrongMediaType, TooLong, BadRequest (no JSON), WrongType (names the field)."""
-    declared = request.headers.getlist("Content-Type")
-    if len(declared) != 1 or not _JSON_TYPE.fullmatch(declared[0]):
-        raise WrongMediaType("the body must be application/json")
-    if request.headers.get("Content-Encoding", "identity") != "identity":
-        raise WrongMediaType("the body must not be compressed")
-    body = await request.get_data(as_text=False)
-    try:
-        return msgspec.convert(strict_json.loads(body, BODY_MAX), shape)
-    except strict_json.JsonRefused as error:
-        raise BadRequest(f"the body is not acceptable JSON: {error}") from None
-    except msgspec.ValidationError as error:
-        raise WrongType(_told(error)) from None
-
-
-def _told(error: msgspec.ValidationError) -> str:
-    """msgspec's sentence with the field first: `label: expected str, got int`."""
-    sentence, _, path = str(error).replace("`", "").partition(" - at ")
-    sentence = sentence[:200]  # it may quote the name of an unknown field
-    field = path.removeprefix("$.").removeprefix("$")
-    return f"{field}: {sentence[0].lower()}{sentence[1:]}" if field else sentence
 
 
 def show_tunnel(registry: Registry, tunnel: Tunnel) -> TunnelShown:
@@ -242,16 +342,22 @@ def show_protocol(protocol: Protocol) -> Literal["http", "tcp", "udp"]:
             return "http"
 
 
-def show_token(token: Token) -> TokenShown:
-    return TokenShown(
+def show_token(token: Token, *, details: bool = False) -> TokenShown:
+    shown = TokenShown(
         id=token.id,
         token_hash=token.hash,
         label=token.label,
         created_at=show_instant(token.created_at),
-        last_used_at=None if token.last_used_at is None else show_instant(token.last_used_at),
+        last_used_at=show_instant_or_none(token.last_used_at),
         scope=token.scope,
         tunnel_count=token.tunnel_count,
     )
+    if details:
+        shown.role = token.role.value
+        shown.expires_at = show_instant_or_none(token.expires_at)
+        shown.max_tunnels = token.max_tunnels
+        shown.protocols = None if token.protocols is None else list(token.protocols)
+    return shown
 
 
 def show_entry(entry: LogEntry) -> EntryShown:
@@ -264,14 +370,16 @@ def show_entry(entry: LogEntry) -> EntryShown:
         token_id=entry.token_id,
         token_label=entry.token_label,
         registered_at=show_instant(entry.registered_at),
-        unregistered_at=None if entry.unregistered_at is None else show_instant(entry.unregistered_at),
+        unregistered_at=show_instant_or_none(entry.unregistered_at),
     )
 
 
-def show_instant(instant: datetime) -> str:
-    """ISO 8601, whole seconds, UTC, with Z."""
-    return instant.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def answer(shown: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(shown), status=status, content_type="application/json")
+def show_event(row: AuditRow) -> AuditShown:
+    return AuditShown(
+        id=row.id,
+        at=show_instant(row.at),
+        event=row.event,
+        owner=row.owner,
+        token_id=row.token_id,
+        details=msgspec.Raw(row.details.encode()),
+    )

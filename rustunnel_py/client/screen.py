@@ -162,6 +162,7 @@ class LiveScreen:
         self._tunnels: dict[tuple[str, str], TunnelUp] = {}
         self._visits: deque[Text] = deque(maxlen=VISITS_SHOWN)
         self._trouble: str | None = None
+        self._note: str | None = None
         self._live = Live(console=console, auto_refresh=False, transient=False)
         self._live.start()
 
@@ -174,7 +175,7 @@ class LiveScreen:
                 self._server = f"{server} ({region})" if region else server
                 self._state = Text("registering", style="yellow")
                 self._tunnels.clear()
-                self._trouble = None
+                self._trouble = self._note = None
             case TunnelUp():
                 self._tunnels[news.protocol, news.tunnel_id] = news
             case Ready():
@@ -193,7 +194,9 @@ class LiveScreen:
                 self._state = Text("offline", style="bold red")
                 self._latency = None
                 self._trouble = _sentence(news)
-            case TunnelRefused() | LocalTrouble() | GoingAway() | Note():
+            case Note(message):
+                self._note = message
+            case TunnelRefused() | LocalTrouble() | GoingAway():
                 self._trouble = _sentence(news)
             case Ended(_, why):
                 self._state = Text(f"ended: {why}")
@@ -215,6 +218,8 @@ class LiveScreen:
             facts.add_row(Text("Tunnel"), line)
             if tunnel.also:
                 facts.add_row(Text(""), Text(tunnel.also, style="cyan"))
+        if self._note:
+            facts.add_row(Text(""), Text(self._note))
         if self._trouble:
             facts.add_row(Text("Note"), Text(self._trouble, style="yellow"))
         return Group(facts, Text(""), *self._visits)

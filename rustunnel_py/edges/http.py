@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from rustunnel_py.edges.limits import Census, EdgeLimits
-from rustunnel_py.edges.parked import Parking, ParkingLimits
+from rustunnel_py.edges.limits import Census, EdgeLimits, ParkingLimits
+from rustunnel_py.edges.parked import Parking
 from rustunnel_py.edges.proxied import TrustedProxies
 from rustunnel_py.edges.shared import Shared, Tap
 from rustunnel_py.edges.visitor import Visitor
-from rustunnel_py.model.bucket import Buckets
 from rustunnel_py.transport.listen import Listener
 from rustunnel_py.transport.tcp import TcpConnection
 from rustunnel_py.transport.tls import TlsConnection
@@ -55,7 +54,8 @@ class HttpEdge:
     `take_control(connection, head, bytes)` is asked about requests under the bare domain: True means that it has set
     the connection's sink and goes on from these bytes, the head's own included, all of them uncredited. `watch` gives
     a tap for an exchange, or None. `redirect_port` sends every request for a tunnel to https:// on that port.
-    Forwarding headers are believed from `trusted_proxies` only.
+    `census`: the one that all edges of a server share, with their limits; else one is made of `limits` and
+    `parking`. Forwarding headers are believed from `trusted_proxies` only.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class HttpEdge:
         context: ssl.SSLContext | None = None,
         limits: EdgeLimits | None = None,
         parking: ParkingLimits | None = None,
+        census: Census | None = None,
         take_control: Callable[[Connection, RequestHead, bytes], bool] | None = None,
         watch: Callable[[Tunnel, Visit, RequestHead], Tap | None] | None = None,
         redirect_port: int | None = None,
@@ -77,31 +78,23 @@ class HttpEdge:
     ) -> None:
         if (scheme == "https") != (context is not None):
             raise ValueError("an https edge has a context, an http edge has none")
-        self._limits = limits or EdgeLimits()
-        rate = self._limits.requests_per_second_per_source
+        self.census = census or Census(limits, parking)
         self._pump = pump
         self._sockets = list(listeners)
         self._context = context
-        self._parking_limits = parking or ParkingLimits()
         self._intake = intake
         self._take_control = take_control
-        self.census = Census(self._limits)
         self._connections: dict[SocketConnection, tuple[Visitor | None, str]] = {}
         self._handed_over = 0
-        self._handshakes = (
-            Buckets(self._limits.handshakes_per_second_per_source)
-            if context is not None and self._limits.handshakes_per_second_per_source
-            else None
-        )
         self._lingering_refusals = 0
         self._stopped = False
         self._empty = trio.Event()
         self.shared = Shared(
             pump,
             registry,
-            self._limits,
+            self.census.limits,
             scheme,
-            rates=Buckets(rate) if rate else None,
+            census=self.census,
             take_control=None if take_control is None else self._hand_over,
             watch=watch,
             redirect_port=redirect_port,
@@ -135,7 +128,7 @@ class HttpEdge:
 
     async def _keep_visitors(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            self.shared.parking = Parking(self._pump, nursery, self.shared.registry.owns, self._parking_limits)
+            self.shared.parking = Parking(self._pump, nursery, self.shared.registry.owns, self.census)
             task_status.started()
             try:
                 await self._empty.wait()
@@ -176,9 +169,8 @@ class HttpEdge:
         if source is None:
             self._refuse(sock)
             return
-        if self._handshakes is not None and self._handshakes.take(source, self._pump.now):
+        if self._context is not None and not self.census.may_shake_hands(source, self._pump.now):
             self.census.leave(source)
-            self.census.refused += 1
             sock.close()
             return
         if self._context is None:
@@ -187,7 +179,13 @@ class HttpEdge:
             self._connections[connection] = Visitor(self.shared, connection, source=source), source
         else:
             connection = TlsConnection(
-                self._pump, sock, self._context, server_side=True, gone=self._gone, handshaken=self._handshaken
+                self._pump,
+                sock,
+                self._context,
+                server_side=True,
+                gone=self._gone,
+                handshaken=self._handshaken,
+                handshake_seconds=self.census.limits.handshake_seconds,
             )
             connection.peer = peer
             self._connections[connection] = None, source

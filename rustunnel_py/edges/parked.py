@@ -7,7 +7,6 @@ What a parked visitor sent meanwhile is its connection's unpaid input, so the bo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -18,6 +17,7 @@ from rustunnel_py.hub.gate import Answer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from rustunnel_py.edges.limits import Census
     from rustunnel_py.hub.gate import Verdict
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import Tunnel
@@ -31,36 +31,24 @@ RETRY_AWAY_SECONDS = 5.0  # an agent's own pauses between tries are up to 15 s, 
 Outcome = TypeVar("Outcome")
 
 
-@dataclass(frozen=True, slots=True)
-class ParkingLimits:
-    """`wait_seconds` 0: nobody waits for a link. The numbers bound the memory: each holds at most one read-ahead."""
-
-    wait_seconds: float = 10.0
-    per_tunnel: int = 256
-    in_all: int = 2048
-
-
 class Parking:
-    """Where an edge's visitors wait. `owns(tunnel)` says whether the tunnel still has its address."""
+    """Where an edge's visitors wait, as many as `census` lets. `owns(tunnel)`: the tunnel still has its address."""
 
     def __init__(
         self,
         pump: Pump,
         nursery: trio.Nursery,
         owns: Callable[[Tunnel], bool],
-        limits: ParkingLimits,
+        census: Census,
     ) -> None:
         self._pump = pump
         self._nursery = nursery
         self._owns = owns
-        self._limits = limits
+        self._census = census
         self._threads = trio.CapacityLimiter(SLOW_THREADS)
-        self._by_tunnel: dict[str, int] = {}
-        self.parked = 0
-        self.refused = 0
 
     def __repr__(self) -> str:
-        return f"<Parking {self.parked} parked>"
+        return f"<Parking {self._census!r}>"
 
     def for_link(
         self, by: Crashable, tunnel: Tunnel, visit: Visit, resume: Callable[[Link | HopError], None]
@@ -69,11 +57,12 @@ class Parking:
 
         Raises HopError where nobody may wait (any more).
         """
-        if self._limits.wait_seconds <= 0:
+        seconds = self._census.parking.wait_seconds
+        if seconds <= 0:
             raise agent_away(tunnel, self._pump.now)
 
         async def wait() -> Link | HopError:
-            with trio.move_on_after(self._limits.wait_seconds):
+            with trio.move_on_after(seconds):
                 while self._owns(tunnel):
                     link = tunnel.links.pick(visit)
                     if link is not None:
@@ -119,13 +108,9 @@ class Parking:
         wait: Callable[[], Awaitable[Outcome]],
         resume: Callable[[Outcome], None],
     ) -> trio.CancelScope:
-        here = self._by_tunnel.get(tunnel.id, 0)
-        if here >= self._limits.per_tunnel or self.parked >= self._limits.in_all:
-            self.refused += 1
+        if not self._census.park(tunnel.id):
             message = "Too many visitors are waiting already."
             raise HopError(Hop.EDGE, 503, "too-many-waiting", message, retry_after=RETRY_AWAY_SECONDS)
-        self.parked += 1
-        self._by_tunnel[tunnel.id] = here + 1
         scope = trio.CancelScope()
 
         async def task() -> None:
@@ -133,20 +118,12 @@ class Parking:
                 with scope:
                     outcome = await wait()
             finally:
-                self._leave(tunnel)
+                self._census.unpark(tunnel.id)
             if not scope.cancel_called:
                 self._pump.call(by, lambda: resume(outcome))
 
         self._nursery.start_soon(task)
         return scope
-
-    def _leave(self, tunnel: Tunnel) -> None:
-        self.parked -= 1
-        here = self._by_tunnel[tunnel.id] - 1
-        if here:
-            self._by_tunnel[tunnel.id] = here
-        else:
-            del self._by_tunnel[tunnel.id]
 
 
 def no_such_tunnel() -> HopError:

@@ -5,31 +5,52 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Protocol
 
+from rustunnel_py.edges.limits import Census, EdgeLimits
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rustunnel_py.edges.access_log import AccessLog
-    from rustunnel_py.edges.limits import EdgeLimits
     from rustunnel_py.edges.parked import Parking
     from rustunnel_py.edges.proxied import TrustedProxies
+    from rustunnel_py.errors import Hop
     from rustunnel_py.hub.registry import Registry, Tunnel
-    from rustunnel_py.model.bucket import Buckets
     from rustunnel_py.model.visit import Visit
     from rustunnel_py.transport.connection import Connection
     from rustunnel_py.transport.pump import Pump
-    from rustunnel_py.wire.http1 import ReplyHead, RequestHead
+    from rustunnel_py.wire.http1 import Headers, ReplyHead, RequestHead
 
 IDS_AT_ONCE = 256  # visit ids made with one call for random bytes
 
 
 class Tap(Protocol):
-    """Watches one exchange: the request's payload, the reply's head and payload, its end."""
+    """Watches one exchange. Views are valid during the call only; nothing here waits or raises."""
 
-    def sent(self, data: memoryview) -> None: ...
+    def begun(self) -> None:
+        """A link has the request."""
+
+    def sent(self, data: memoryview) -> None:
+        """Payload of the request."""
+
+    def request_trailers(self, trailers: Headers) -> None: ...
 
     def head(self, head: ReplyHead) -> None: ...
 
-    def data(self, data: memoryview) -> None: ...
+    def data(self, data: memoryview) -> None:
+        """Payload of the reply."""
+
+    def reply_trailers(self, trailers: Headers) -> None: ...
+
+    def upgraded(self, head: ReplyHead) -> None:
+        """A 101; what passes then comes by `relayed`."""
+
+    def relayed(self, data: memoryview, forth: bool) -> None: ...
+
+    def failed(self, hop: Hop, code: str) -> None:
+        """Why there is no reply, or no complete one."""
+
+    def answered(self, lines: bytes, body: bytes) -> None:
+        """The edge answers by itself. Header lines are each ended by CRLF."""
 
     def over(self, status: int, milliseconds: float) -> None: ...
 
@@ -57,6 +78,7 @@ class Shared:
 
     __slots__ = (
         "access",
+        "census",
         "draining",
         "find_host",
         "ids",
@@ -66,7 +88,6 @@ class Shared:
         "pump",
         "rates",
         "redirect_port",
-        "refusals",
         "registry",
         "scheme",
         "take_control",
@@ -81,7 +102,7 @@ class Shared:
         limits: EdgeLimits,
         scheme: str,
         *,
-        rates: Buckets | None = None,
+        census: Census | None = None,
         take_control: Callable[[Connection, RequestHead, bytes], bool] | None = None,
         watch: Callable[[Tunnel, Visit, RequestHead], Tap | None] | None = None,
         redirect_port: int | None = None,
@@ -93,17 +114,17 @@ class Shared:
         self.find_host = registry.find_host
         self.limits = limits
         self.scheme = scheme
-        self.rates = rates
+        self.census = census = census or Census(limits)
+        self.rates = census.rates
         self.redirect_port = redirect_port
         self.trusted = trusted
         self.access = access
-        self.is_choosy = rates is not None or redirect_port is not None  # even a plain GET is looked at twice
+        self.is_choosy = census.rates is not None or redirect_port is not None  # even a plain GET is looked at twice
         self.take_control = take_control
         self.watch = watch
         self.parking: Parking | None = None
         self.ids = VisitIds()
         self.draining = False
-        self.refusals: dict[str, int] = {}  # by code of our own: how often the edge answered itself
 
     def is_bare(self, host: str) -> bool:
         """The server's own name, which is nobody's tunnel."""

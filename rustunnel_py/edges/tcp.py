@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from rustunnel_py.edges.limits import Census, EdgeLimits
-from rustunnel_py.edges.parked import Parking, ParkingLimits
+from rustunnel_py.edges.limits import Census, EdgeLimits, ParkingLimits
+from rustunnel_py.edges.parked import Parking
 from rustunnel_py.edges.shared import VisitIds
 from rustunnel_py.errors import Closed, HopError, PortInUse
 from rustunnel_py.hub.gate import PASS, Answer, Delay, NeedBody, Pass, Slow, Wait
@@ -44,8 +44,8 @@ PORTS_KEY = "limits.tcp_port_range"  # the setting that a taken port is about
 class TcpEdge:
     """All TCP tunnels of a server, on every address of `host`.
 
-    `limits.connections` and `limits.connections_per_source` count all ports together; bounds of one tunnel are
-    policies at its gate.
+    `census` is the one that all edges of a server share; else one is made of `limits` and `parking`. Bounds of one
+    tunnel are policies at its gate.
     """
 
     def __init__(
@@ -55,18 +55,17 @@ class TcpEdge:
         *,
         limits: EdgeLimits | None = None,
         parking: ParkingLimits | None = None,
+        census: Census | None = None,
         intake: Intake | None = None,
         access: AccessLog | None = None,
     ) -> None:
         self.pump = pump
         self.access = access
-        self.census = Census(limits or EdgeLimits())
+        self.census = census or Census(limits, parking)
         self.ids = VisitIds()
         self.parking: Parking | None = None  # None until the edge runs
-        self.refused: dict[str, int] = {}  # by code: visits that were reset
         self._host = host
         self._intake = intake
-        self._parking_limits = parking or ParkingLimits()
         self._ports: dict[int, tuple[Tunnel, list[Listener]]] = {}
         self._visits: dict[SocketConnection, _TcpVisit] = {}
         self._stopped = False
@@ -125,7 +124,7 @@ class TcpEdge:
 
     async def _keep_visits(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            self.parking = Parking(self.pump, nursery, self.owns, self._parking_limits)
+            self.parking = Parking(self.pump, nursery, self.owns, self.census)
             task_status.started()
             try:
                 await self._empty.wait()
@@ -309,8 +308,7 @@ class _TcpVisit:
         self._back = end.back
 
     def _refuse(self, code: str) -> None:
-        refused = self._edge.refused
-        refused[code] = refused.get(code, 0) + 1
+        self._edge.census.count(code)
         self._connection.abort()
 
     # the connection's sink, while it waits

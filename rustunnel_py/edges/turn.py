@@ -154,6 +154,8 @@ class Turn:
     def end(self, trailers: Headers) -> None:
         if self.over:
             return
+        if trailers and self.tap is not None:
+            self.tap.reply_trailers(trailers)
         if self._framing == CHUNKED and not self.connection.send(last_chunk(trailers)):
             self.visitor.stalled()
         self.visitor.turn_over(self)
@@ -216,9 +218,7 @@ class Turn:
         self.tunnel.tally.request(self.status, milliseconds, self.forwarded, self.output)
         if access is not None:
             visit = self.visit
-            access.request(
-                visit.visitor, self.request, self.status, self.output, milliseconds, visit.id, visit.scheme
-            )
+            access.request(visit.visitor, self.request, self.status, self.output, milliseconds, visit.id, visit.scheme)
         if tell is not None or tap is not None:
             if tap is not None:
                 tap.over(self.status, milliseconds)
@@ -251,6 +251,8 @@ class Upload:
     def end(self, trailers: Headers) -> None:
         turn = self._turn
         turn.uploaded = True
+        if trailers and turn.tap is not None:
+            turn.tap.request_trailers(trailers)
         if turn.exchange is not None:
             turn.exchange.finish(trailers)
 
@@ -270,7 +272,11 @@ class Collected:
         if len(self._body) + len(data) > self._limit:
             raise HttpError(413, "body-too-large", f"Here a request's body may have {self._limit} bytes.")
         self._body += data
+        if self._turn.tap is not None:
+            self._turn.tap.sent(data)
 
     def end(self, trailers: Headers) -> None:
         self._turn.uploaded = True
+        if trailers and self._turn.tap is not None:
+            self._turn.tap.request_trailers(trailers)
         self._done(bytes(self._body), trailers)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rustunnel_py.transport.connection import Connection
-    from rustunnel_py.transport.relay import RelayEnd
+    from rustunnel_py.transport.relay import RelayEnd, Tap
     from rustunnel_py.wire.http1 import ReplyHead, RequestHead
     from rustunnel_py.wire.sink import Pipe
 
@@ -40,11 +40,12 @@ def switch(
     *,
     ended: bool,
     on_end: Callable[[RelayEnd], None],
+    tap: Tap | None = None,
 ) -> None:
     """Send the 101 and join. `early`: what came before it, not yet credited; `ended`: the visitor's end came, too."""
     connection.send(render_reply(reply, body=0, minor=1, close=False))
     connection.due = math.inf
-    join(connection, pipe, on_end=on_end)
+    join(connection, pipe, on_end=on_end, tap=tap)
     if early:
         connection.sink.data(memoryview(early))
     if ended:

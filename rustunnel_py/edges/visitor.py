@@ -4,7 +4,7 @@
     HEAD ──────────────────────────────────► BODY ──────────────────► REPLY ──► HEAD, or DONE
      │  ▲                                                               │
      │  └──────────── FULL (output has no room) ◄───────────────────────┘
-     ├──► PARKED ──► BODY, REPLY      waits for a link, a delay, a slow policy
+     ├──► PARKED ──► BODY, REPLY      waits for a link, a delay, a slow policy (admission.py)
      ├──► COLLECT ──► PARKED …        a policy wants the body first
      └──► REPLY ──► UPGRADED          a 101: joined to the local service
 
@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from rustunnel_py.edges.pages import Page, Problem, front_page, own_reply, problem_page, redirect_page
-from rustunnel_py.edges.parked import agent_away, no_such_tunnel
+from rustunnel_py.edges.admission import Admission
+from rustunnel_py.edges.pages import Page, Problem, front_page, problem_page, redirect_page
+from rustunnel_py.edges.parked import no_such_tunnel
 from rustunnel_py.edges.turn import Collected, Turn, Upload
 from rustunnel_py.edges.upgrade import switch
 from rustunnel_py.errors import Hop, HopError, HttpError
-from rustunnel_py.hub.gate import PASS, Answer, Delay, NeedBody, Pass, Slow, edited
+from rustunnel_py.hub.gate import PASS
 from rustunnel_py.model.bucket import source_of
 from rustunnel_py.model.visit import Visit, VisitKind
 from rustunnel_py.wire.http1 import (
@@ -49,9 +50,9 @@ if TYPE_CHECKING:
     import trio
 
     from rustunnel_py.edges.access_log import AccessLog
+    from rustunnel_py.edges.parked import Parking
     from rustunnel_py.edges.shared import Shared
     from rustunnel_py.errors import LinkLost
-    from rustunnel_py.hub.gate import Gate, Verdict, Wait
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import Tunnel
     from rustunnel_py.model.tunnel import Peer
@@ -90,6 +91,7 @@ class Visitor:
 
     __slots__ = (
         "_block",
+        "_delivered",
         "_eof",
         "_forwarded",
         "_full_since",
@@ -131,6 +133,7 @@ class Visitor:
         self._eof = False
         self._served = False  # something was answered
         self._full_since = math.inf
+        self._delivered = 0  # of the output, when it was last looked at while full
         self._since = shared.pump.now  # when the phase began, for deadlines
         connection.sink = self
         connection.due = self._since + shared.limits.header_seconds
@@ -202,7 +205,7 @@ class Visitor:
 
     def crashed(self, error: Exception) -> None:
         """A callback of ours raised (the guard has counted it): a 500, or a cut where a reply is under way."""
-        self._give_up(HopError(Hop.EDGE, 500, "crash", "This server made a mistake."))
+        self.give_up(HopError(Hop.EDGE, 500, "crash", "This server made a mistake."))
 
     # what a turn asks
 
@@ -330,23 +333,23 @@ class Visitor:
         if block.body or self._sni is not None or shared.is_choosy:
             refused = self._refused(tunnel, head, now)
             if refused is not None:
-                self._give_up(refused)
+                self.give_up(refused)
                 return
             if shared.redirect_port is not None and self._scheme == "http":
-                self._answer_turn(turn, redirect_page(head, shared.redirect_port))
+                self.answer_turn(turn, redirect_page(head, shared.redirect_port))
                 return
         gate = tunnel.gate
         if gate is not None:
             verdict = gate.admit(tunnel, visit, head)
             if verdict is not PASS:
-                self._on_verdict(turn, gate, verdict)
+                Admission(self, turn).judged(gate, verdict)
                 return
             turn.gate = gate
         link = tunnel.links.pick(visit)
         if link is None:
-            self._wait_for_link(turn)
+            Admission(self, turn).wait_for_link()
         else:
-            self._send_to(turn, link)
+            self.send_to(turn, link)
 
     def _remember(self, block: RequestBlock, known: RequestBlock | None) -> None:
         """A new header block: work out what depends on its Host."""
@@ -398,18 +401,24 @@ class Visitor:
             allow = ((b"Allow", b"GET, HEAD"),)
             self._answer_problem(Problem(405, "method", "There is nothing to do here.", headers=allow), head)
 
-    # the way to a link
+    # the way to a link, of which `admission` decides
 
-    def _send_to(self, turn: Turn, link: Link, body: bytes | None = None, trailers: Headers = ()) -> None:
+    @property
+    def parking(self) -> Parking | None:
+        return self._shared.parking
+
+    def send_to(self, turn: Turn, link: Link, body: bytes | None = None, trailers: Headers = ()) -> None:
         """Start the exchange. `body`: it was read already, for a policy."""
         shared = self._shared
         head = turn.request
         try:
             exchange = turn.exchange = link.exchange(turn.visit, head, turn)
         except HopError as error:
-            self._give_up(error)
+            self.give_up(error)
             return
         self._since = now = shared.pump.now
+        if turn.tap is not None:
+            turn.tap.begun()
         if body is None and head.block.body:
             turn.uploaded = False
             self._phase = _BODY
@@ -429,98 +438,36 @@ class Visitor:
         if self._eof:
             self.eof()
 
-    def _wait_for_link(self, turn: Turn, body: bytes | None = None, trailers: Headers = ()) -> None:
-        parking = self._shared.parking
-        if parking is None:
-            self._give_up(agent_away(turn.tunnel, self._shared.pump.now))
-            return
-
-        def resume(found: Link | HopError) -> None:
-            if not self._unparked(turn):
-                return
-            if isinstance(found, HopError):
-                self._give_up(found)
-            else:
-                self._send_to(turn, turn.wrapped(found), body, trailers)
-
-        self._park(turn, lambda: parking.for_link(self, turn.tunnel, turn.visit, resume))
-
-    def _park(self, turn: Turn, start: Callable[[], trio.CancelScope]) -> None:
+    def park(self, turn: Turn, start: Callable[[], trio.CancelScope]) -> None:
         try:
             turn.scope = start()
         except HopError as error:
-            self._give_up(error)
+            self.give_up(error)
             return
         self._phase = _PARKED
         self.connection.due = math.inf  # the parked task has its own deadline
 
-    def _unparked(self, turn: Turn) -> bool:
+    def unparked(self, turn: Turn) -> bool:
         """Whether a resumed wait still concerns anybody."""
         if self._turn is not turn or self._phase is not _PARKED:
             return False
         turn.scope = None
         return True
 
-    def _on_verdict(
-        self, turn: Turn, gate: Gate, verdict: Pass | Answer | Wait, body: bytes | None = None, trailers: Headers = ()
-    ) -> None:
-        if isinstance(verdict, Answer):
-            turn.wait = None
-            content = verdict.content
-            if isinstance(content, HopError):
-                self._give_up(content)
-            else:
-                self._answer_turn(turn, own_reply(content.status, content.headers, content.body))
-        elif isinstance(verdict, Pass):
-            turn.wait = None
-            turn.gate = gate
-            turn.request = edited(turn.request, verdict)
-            if verdict.target is not None:
-                turn.visit.target = verdict.target
-            turn.wrap = verdict.wrap
-            link = turn.tunnel.links.pick(turn.visit)
-            if link is None:
-                self._wait_for_link(turn, body, trailers)
-            else:
-                self._send_to(turn, turn.wrapped(link), body, trailers)
-        else:
-            turn.wait = verdict
-            self._on_wait(turn, gate, verdict, body, trailers)
-
-    def _on_wait(self, turn: Turn, gate: Gate, wait: Wait, body: bytes | None, trailers: Headers) -> None:
-        """A policy keeps the visitor waiting."""
-
-        def settle(verdict: Verdict) -> None:
-            if self._unparked(turn):
-                self._on_verdict(turn, gate, wait.settle(verdict), body, trailers)
-
-        asked = wait.verdict
-        if isinstance(asked, NeedBody):
-            if body is not None or not turn.request.body:
-                self._on_verdict(turn, gate, wait.settle(asked.then(body or b"")), body, trailers)
-            else:
-                self._collect(turn, gate, wait, asked)
-            return
-        parking = self._shared.parking
-        if parking is None:
-            self._give_up(HopError(Hop.EDGE, 503, "not-ready", "The server is starting.", retry_after=1.0))
-        elif isinstance(asked, Delay):
-            self._park(turn, lambda: parking.for_seconds(self, turn.tunnel, asked.seconds, lambda _: settle(PASS)))
-        elif isinstance(asked, Slow):
-            self._park(turn, lambda: parking.for_slow(self, turn.tunnel, asked.function, settle))
-
     # request bodies
 
-    def _collect(self, turn: Turn, gate: Gate, wait: Wait, asked: NeedBody) -> None:
+    def collect(self, turn: Turn, limit: int, done: Callable[[bytes, Headers], None]) -> None:
+        """Read the body for a policy; `done` hears all of it."""
+
         def collected(body: bytes, trailers: Headers) -> None:
             self._phase = _PARKED  # settled at once; nothing more is read
-            self._on_verdict(turn, gate, wait.settle(asked.then(body)), body, trailers)
+            done(body, trailers)
 
         limits = self._shared.limits
         turn.uploaded = False
         self._phase = _COLLECT
         self._since = self._shared.pump.now
-        self._reader = BodyReader(turn.request.body, Collected(asked.limit, turn, collected), limits.heads)
+        self._reader = BodyReader(turn.request.body, Collected(limit, turn, collected), limits.heads)
         self.connection.due = self._since + limits.body_window_seconds
         if turn.request.expects_continue:
             turn.continued = True
@@ -576,6 +523,8 @@ class Visitor:
             self._finish(linger=True)
             return
         turn.status = problem.status
+        if turn.tap is not None:
+            turn.tap.failed(Hop.EDGE, error.code)
         self._stop_exchange(turn)
         if turn.head_sent:
             self._cut(turn)
@@ -585,7 +534,7 @@ class Visitor:
         self._close_turn(turn)
         self._finish(linger=True)
 
-    def _give_up(self, error: HopError) -> None:
+    def give_up(self, error: HopError) -> None:
         """The present request fails here: a page while nothing of a reply was sent, else a cut."""
         turn = self._turn
         if self._phase is _DONE:
@@ -593,23 +542,27 @@ class Visitor:
         if turn is None:
             self._answer_problem(Problem.of_hop(error), None)
             return
+        if turn.tap is not None:
+            turn.tap.failed(error.hop, error.code)
         if self._phase is _UPGRADED or turn.head_sent:
             self._stop_exchange(turn)
             self._cut(turn)
             return
         problem = Problem.of_hop(error, self._away_since(turn.tunnel) if error.code == "agent-away" else None)
         self._count(problem, turn.visit.id)
-        self._answer_turn(turn, problem_page(problem, _accept(turn.request), turn.visit.id))
+        self.answer_turn(turn, problem_page(problem, _accept(turn.request), turn.visit.id))
 
     def _away_since(self, tunnel: Tunnel) -> datetime | None:
         since = tunnel.links.away_since
         return None if since is None else datetime.now(UTC) - timedelta(seconds=self._shared.pump.now - since)
 
-    def _answer_turn(self, turn: Turn, page: Page) -> None:
+    def answer_turn(self, turn: Turn, page: Page) -> None:
         """A page instead of a reply to the present request."""
         self._stop_exchange(turn)
         request = turn.request
         turn.status = page.status
+        if turn.tap is not None:
+            turn.tap.answered(page.lines, page.body)
         unread = not turn.uploaded and request.block.body != 0
         close = unread or self.ends_soon or not request.keep_alive or page.status == 500
         self._write(page, head_only=request.method == b"HEAD", close=close, minor=request.minor)
@@ -648,8 +601,7 @@ class Visitor:
             access.request(self._origin, head, status, 0, None, visit_id, self._scheme)
 
     def _count(self, problem: Problem, visit_id: str) -> None:
-        refusals = self._shared.refusals
-        refusals[problem.code] = refusals.get(problem.code, 0) + 1
+        self._shared.census.count(problem.code)
         log.debug(
             "answered by the edge", status=problem.status, code=problem.code, visit=visit_id, peer=str(self._peer)
         )
@@ -657,11 +609,12 @@ class Visitor:
     # ends
 
     def stalled(self) -> None:
-        """The output is full: the visitor has so long to read."""
+        """The output is full: from now on the visitor has to read at a rate."""
         if self._full_since == math.inf:
             now = self._full_since = self._shared.pump.now
             connection = self.connection
-            connection.due = min(connection.due, now + self._shared.limits.send_seconds)
+            self._delivered = connection.delivered
+            connection.due = min(connection.due, now + self._shared.limits.send_window_seconds)
 
     def turn_over(self, turn: Turn) -> None:
         """The reply is complete: the next request, or the end."""
@@ -681,7 +634,7 @@ class Visitor:
 
     def turn_failed(self, turn: Turn, error: HopError) -> None:
         turn.exchange = None  # it has ended by itself
-        self._give_up(error)
+        self.give_up(error)
 
     def switched(self, turn: Turn, reply: ReplyHead, pipe: Pipe) -> None:
         """A 101 that fits: from here on the relay has the connection."""
@@ -692,7 +645,18 @@ class Visitor:
         turn.status = reply.status
         turn.head_sent = True
         turn.exchange = None
-        switch(self.connection, pipe, reply, early, ended=self._eof, on_end=self._relay_ended)
+        tap = turn.tap
+        if tap is not None:
+            tap.upgraded(reply)
+        switch(
+            self.connection,
+            pipe,
+            reply,
+            early,
+            ended=self._eof,
+            on_end=self._relay_ended,
+            tap=None if tap is None else tap.relayed,
+        )
 
     def _relay_ended(self, end: RelayEnd) -> None:
         turn = self._turn
@@ -713,7 +677,7 @@ class Visitor:
             self.connection.due = now + seconds
         else:
             self._phase = _FULL
-            self.connection.due = self._full_since + shared.limits.send_seconds
+            self.connection.due = self._full_since + shared.limits.send_window_seconds
 
     def _close_turn(self, turn: Turn) -> None:
         """What a visit took is given back, and who watches is told; once, however it ended."""
@@ -764,7 +728,10 @@ class Visitor:
         """Whether a deadline has really passed; then it has been acted on."""
         limits = self._shared.limits
         phase, turn = self._phase, self._turn
-        if now - self._full_since >= limits.send_seconds:
+        if now - self._full_since >= limits.send_window_seconds:
+            if not self._reads_too_slowly(now):
+                return False
+            self._shared.census.count("slow-reader")
             self._leave()
             self.connection.abort()
         elif phase is _HEAD:
@@ -775,7 +742,7 @@ class Visitor:
             return self._body_too_slow(turn, now)
         elif phase is _REPLY and not turn.head_sent and now - self._since >= limits.answer_seconds:
             message = f"The local service did not answer within {limits.answer_seconds:g} s."
-            self._give_up(HopError(Hop.LOCAL_SERVICE, 504, "too-slow", message))
+            self.give_up(HopError(Hop.LOCAL_SERVICE, 504, "too-slow", message))
         elif phase is _REPLY and self._eof and turn.output == turn.output_checked:
             self._leave()
             self.connection.abort()
@@ -790,16 +757,23 @@ class Visitor:
         else:
             self._finish()
 
+    def _reads_too_slowly(self, now: float) -> bool:
+        """By what the peer acknowledged, since the last look: our buffer moves in large steps."""
+        limits = self._shared.limits
+        before, self._delivered = self._delivered, self.connection.delivered
+        self._full_since = now
+        return self._delivered - before < limits.bytes_per_second * limits.send_window_seconds
+
     def _body_too_slow(self, turn: Turn, now: float) -> bool:
         limits = self._shared.limits
         if turn.waits_for_continue:
             if now - self._since < limits.answer_seconds:
                 return False
             message = f"The local service did not answer within {limits.answer_seconds:g} s."
-            self._give_up(HopError(Hop.LOCAL_SERVICE, 504, "too-slow", message))
+            self.give_up(HopError(Hop.LOCAL_SERVICE, 504, "too-slow", message))
             return True
         seen, turn.input_seen = turn.input_seen, 0
-        if turn.blocked or seen >= limits.body_bytes_per_second * limits.body_window_seconds:
+        if turn.blocked or seen >= limits.bytes_per_second * limits.body_window_seconds:
             return False
         self._refuse(HttpError(408, "slow-body", "The request's body came too slowly."))
         return True
@@ -807,7 +781,7 @@ class Visitor:
     def _next_due(self, now: float) -> float:
         limits = self._shared.limits
         phase, turn = self._phase, self._turn
-        due = self._full_since + limits.send_seconds
+        due = self._full_since + limits.send_window_seconds
         if turn is None:
             return due
         if phase is _BODY or phase is _COLLECT:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import trio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rustunnel_py.hub.sessions import Sessions
 
 TUNNELS_SHOWN = 500  # with series of their own, the busiest; the totals count all
+BEAT_SECONDS = 0.1  # a block of the loop that is longer is seen whole
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -44,6 +46,19 @@ class Metrics(Collector):
         self._registry = registry
         self._sessions = sessions
         self._numbers: list[_Number] = []
+        self._lag = 0.0
+        self.add("gauge", "rustunnel_loop_lag_seconds", "How late the loop ran at worst since asked last.", self._worst)
+
+    async def run(self) -> None:
+        """Measure how late the loop turns, until cancelled."""
+        while True:
+            due = trio.current_time() + BEAT_SECONDS
+            await trio.sleep(BEAT_SECONDS)
+            self._lag = max(self._lag, trio.current_time() - due)
+
+    def _worst(self) -> float:
+        lag, self._lag = self._lag, 0.0
+        return lag
 
     def add(self, kind: Literal["counter", "gauge"], name: str, meaning: str, read: Callable[[], float]) -> None:
         self._numbers.append(_Number(kind, name, meaning, None, read))

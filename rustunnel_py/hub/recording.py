@@ -46,11 +46,25 @@ class Viewer(Protocol):
 
     def captured(self, recording: Recording) -> None: ...
 
+    def end(self) -> None:
+        """The tunnel has ended."""
+
 
 class TunnelRing(Ring["Recording"]):
     """The recordings of one tunnel, and what they have in common."""
 
-    __slots__ = ("body_max", "clock", "is_listed", "numbers", "owner", "redactor", "relist", "seen", "tunnel_id", "viewers")
+    __slots__ = (
+        "body_max",
+        "clock",
+        "is_listed",
+        "numbers",
+        "owner",
+        "redactor",
+        "relist",
+        "seen",
+        "tunnel_id",
+        "viewers",
+    )
 
     relist: Callable[[TunnelRing], None]
     """What brings a ring back after its tunnel has ended; set with `is_listed`."""
@@ -107,8 +121,9 @@ class Recording:
     """The tap of one exchange, and its place in the ring."""
 
     __slots__ = (
-        "_arrived", "_begun", "_connection", "_first", "_head", "_milliseconds", "_reply", "_reply_body", "_reply_bytes",
-        "_request_body", "_request_bytes", "_rest", "_scheme", "_status", "_visitor", "id", "ring", "seq", "size", "stored",
+        "_arrived", "_begun", "_connection", "_first", "_head", "_milliseconds", "_reply", "_reply_body",
+        "_reply_bytes", "_request_body", "_request_bytes", "_rest", "_scheme", "_status", "_visitor", "id", "ring",
+        "seq", "size", "stored",
     )  # fmt: skip
 
     def __init__(self, ring: TunnelRing, visit: Visit, head: RequestHead) -> None:

@@ -1,4 +1,4 @@
-"""A captured request, sent again: built from the original and an edit, judged like a visitor's, sent to its tunnel only.
+"""A captured request, sent again: built from it and an edit, judged like a visitor's, sent to its tunnel only.
 
 Where a request goes is never said by it: it goes by the link of the tunnel that it was captured on, or nowhere.
 """
@@ -13,7 +13,7 @@ import trio
 from rustunnel_py.errors import BadRequest, Hop, HopError, HttpError
 from rustunnel_py.hub.converse import converse
 from rustunnel_py.hub.gate import PASS, Answer, Delay, NeedBody, Pass, Wait, edited
-from rustunnel_py.model.capture import Capture, Difference
+from rustunnel_py.model.capture import Capture, Difference  # noqa: TC001  (dataclass field types are public)
 from rustunnel_py.model.redact import masked_names
 from rustunnel_py.model.tunnel import HttpHost
 from rustunnel_py.model.visit import Visit, VisitKind
@@ -33,7 +33,9 @@ ANSWER_SECONDS = 60.0  # for each of them, until the reply is complete
 WAIT_SECONDS = 10.0  # for an agent that is away just now
 
 # The connection's business, not the request's; and the body's length is what the body has.
-_NOT_SENT = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"expect", b"upgrade", b"te"})
+_NOT_SENT = frozenset(
+    {b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"expect", b"upgrade", b"te"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +122,7 @@ def _judged(method: bytes, path: bytes, headers: Headers, size: int, scheme: str
         raise BadRequest(f"this request cannot be sent: {error.detail}") from None
 
 
-async def send(
-    pump: Pump, tunnel: Tunnel, visit: Visit, head: RequestHead, body: bytes, recording: Recording
-) -> None:
+async def send(pump: Pump, tunnel: Tunnel, visit: Visit, head: RequestHead, body: bytes, recording: Recording) -> None:
     """Carry it, and let `recording` see what happens; a failure is part of the record. Waits for its end."""
     status = 0
     if body:
@@ -190,16 +190,12 @@ async def _link(tunnel: Tunnel, visit: Visit) -> Link:
         while link is None:
             await tunnel.links.changed()
             link = tunnel.links.pick(visit)
-            if link is None and tunnel.links.away_since is None:
-                break
     if link is None:
         raise HopError(Hop.AGENT, 503, "agent-away", "The agent of this tunnel is away.", retry_after=5.0)
     return link
 
 
-async def _carry(
-    pump: Pump, link: Link, visit: Visit, head: RequestHead, body: bytes, recording: Recording
-) -> int:
+async def _carry(pump: Pump, link: Link, visit: Visit, head: RequestHead, body: bytes, recording: Recording) -> int:
     recording.begun()
     async with converse(pump, link, visit, head, body) as reply:
         if reply.reply_head is None:

@@ -42,23 +42,25 @@ _STEMS = (
     "cookie", "xsrf", "csrf", "otp", "cvv", "cardnumber", "clientassertion", "codeverifier", "authkey",
 )  # fmt: skip
 # These only as the whole name.
-_NAMES = frozenset({"auth", "sid", "sig", "pin", "session", "key", "pass", "hmac", "ssn", "nonce", "xauth", "authentication"})
+_NAMES = frozenset(
+    {"auth", "sid", "sig", "pin", "session", "key", "pass", "hmac", "ssn", "nonce", "xauth", "authentication"}
+)
 _IN_ADDRESSES = frozenset({"code"})  # a secret of OAuth in an address, a harmless name in a body
 _HARMLESS = ("publickey", "tokentype", "tokenendpoint", "secretname", "maxtokens", "secwebsocketkey", "idempotencykey")
 _COUNTED = ("tokens", "count", "length", "limit")  # numbers under such a name are numbers
 
-# What the text of a body is searched for before anything else looks at it; a name in _STEMS has one of them in it.
-_WORDS = tuple(
-    word.encode() for word in (
-        "token", "secret", "passw", "passphrase", "pwd", "key", "auth", "credential", "sess", "jwt", "bearer",
-        "signature", "cookie", "srf", "otp", "cvv", "cardnumber", "card_number", "card-number", "assertion", "verifier",
-        "\"sid\"", "\"sig\"", "\"pin\"", "\"pass\"", "hmac", "ssn", "nonce", "sid=", "sig=", "pin=", "pass=", "code=", "\\u00", "%",
-    )
-)  # fmt: skip
+# What lower-cased text is searched for before anything else looks at it: short, few first letters, no backtracking. A
+# name in _STEMS or _NAMES has one of them in it.
+_WORD = (
+    rb"token|secret|passw|passp|pass[\"'=:]|pwd|pin[\"'=:]|key|auth|cred|cook|code[=v_-]|cvv|card|client.?asse|sess"
+    rb"|sid[\"'=:]|sig[\"'=:]|sign|srf|ssn|jwt|bear|basic |otp|hmac|nonce"
+)
+# What text is searched for before _LOOK is.
 _LOOKS = (
-    b"eyJ", b"AKIA", b"ASIA", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_", b"glpat-", b"sk_live_",
-    b"sk_test_", b"rk_live_", b"sk-", b"xox", b"AIza", b"-----BEGIN", b"hf_", b"npm_", b"SG.", b"earer ", b"asic ",
+    b"eyJ", b"IA", b"AIza", b"github_pat_", b"glpat-", b"k_live_", b"k_test_", b"sk-", b"xox", b"-----BEGIN", b"hf_",
+    b"npm_", b"SG.",
 )  # fmt: skip
+_GITHUB = re.compile(rb"gh[opusr]_")
 _LOOK = re.compile(
     rb"eyJ[\w-]{5,4096}\.[\w-]{5,65536}(?:\.[\w-]{0,8192})?"  # a JWT
     rb"|A[KS]IA[0-9A-Z]{16}"
@@ -78,13 +80,14 @@ _GIVEN = re.compile(
     rb"[\w.\-\[\]%]{0,64}+(?:"
     rb"\\*[\"']?\s{0,8}(?:=>|[:=])\s{0,8}" + _VALUE  # name: value, "name": "value", name=value
     + rb"|[^<>\n]{0,128}>([^<]++)<"  # <name>value<
-    rb"|[\"']\s{1,8}(?:type=[\"']\w{0,16}[\"']\s{1,8})?(?:value|content)\s{0,4}=\s{0,4}" + _VALUE  # name="name" value="value"
+    rb"|[\"']\s{1,8}(?:type=[\"']\w{0,16}[\"']\s{1,8})?(?:value|content)\s{0,4}=\s{0,4}" + _VALUE  # HTML
     + rb"|[\"'][^\n]{0,256}\r\n(?:[^\r\n]{1,256}\r\n){0,8}\r\n((?:(?!\r\n--).){1,65536}+)"  # a part of a form
     rb")",
     re.DOTALL,
 )  # fmt: skip
 
 _PLAIN_MEDIA = (b"image/", b"video/", b"audio/", b"font/")
+_FORM = b"application/x-www-form-urlencoded"
 _INFLATABLE = frozenset({b"gzip", b"x-gzip", b"deflate"})
 _HARMLESS_HEADERS = frozenset({
     b"host", b"user-agent", b"accept", b"accept-encoding", b"accept-language", b"content-type", b"content-length",
@@ -123,7 +126,7 @@ class Redactor:
             "|".join((*stems, *(re.escape(word.decode()) for word in self._extra_words))).encode()
             + rb"|(?<![a-z0-9_-])(?:" + b"|".join(sorted(name.encode() for name in _NAMES)) + rb")(?![a-z0-9_])"
         )  # fmt: skip
-        self._words = (*_WORDS, *self._extra_words)
+        self._word = re.compile(b"|".join((_WORD, *map(re.escape, self._extra_words))))
         self._known: dict[str, bool] = {}
         self._blocks: dict[Headers, Judged] = {}
         self._clean: dict[bytes, None] = {}
@@ -253,9 +256,10 @@ class Redactor:
 
     def _decoded(self, body: bytes, media: bytes) -> bytes | None:
         lowered = body.lower()
-        if not any(word in lowered for word in self._words):
+        is_escaped = b"%" in body if media == _FORM else b"\\u" in body
+        if not is_escaped and self._word.search(lowered) is None:
             return self._looks(body)
-        if media == b"application/x-www-form-urlencoded":
+        if media == _FORM:
             return self._looks(self.query(body))
         if body[:64].lstrip()[:1] in (b"{", b"["):
             parsed = self._json(body)
@@ -311,13 +315,12 @@ class Redactor:
                 elif isinstance(value, dict | list):
                     stack.append(value)
                 if replacement is not value:
-                    node[name] = replacement  # type: ignore[index, call-overload]
+                    node[name] = replacement  # type: ignore[call-overload]
                     masked = True
         return masked
 
     def _looks_suspicious(self, text: bytes) -> bool:
-        lowered = text.lower()
-        return any(word in lowered for word in self._words) or any(look in text for look in _LOOKS) or b"@" in text
+        return b"%" in text or self._word.search(text.lower()) is not None or _has_looks(text) or bool(self._patterns)
 
     def _given(self, text: bytes, lowered: bytes) -> bytes | None:
         """Masks what stands behind a secret's name. None: too many."""
@@ -333,7 +336,11 @@ class Redactor:
             if given is None:
                 continue
             start, end = given.span(given.lastindex or 0)
-            if start == end or text.startswith(MARK, start) or not self._is_named(text, stem.start(), stem.end(), start):
+            if (
+                start == end
+                or text.startswith(MARK, start)
+                or not self._is_named(text, stem.start(), stem.end(), start)
+            ):
                 continue
             pieces += text[done:start], MARK
             done = end
@@ -358,11 +365,18 @@ class Redactor:
         """Masks what is a secret by its own look."""
         if text is None:
             return None
-        if any(look in text for look in _LOOKS) or (b"@" in text and b"://" in text):
+        if _has_looks(text):
             text = _LOOK.sub(MARK, text)
         for pattern in self._patterns:
             text = pattern.sub(MARK, text)
         return text
+
+
+def _has_looks(text: bytes) -> bool:
+    for look in _LOOKS:
+        if look in text:
+            return True
+    return (b"@" in text and b"://" in text) or b"earer " in text or _GITHUB.search(text) is not None
 
 
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")

@@ -103,7 +103,7 @@ class Ring(Generic[T]):
         """Empty it and give its bytes back; what was not stored counts as overwritten."""
         while self._items:
             self.drop_oldest()
-        self.budget.rings.discard(self)  # type: ignore[arg-type]
+        self.budget.rings.discard(self)
 
     def _let_go(self, item: T) -> None:
         self.bytes -= item.size

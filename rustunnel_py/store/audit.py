@@ -53,6 +53,11 @@ class AuditLog:
         self._failing = False
         self.dropped = 0
 
+    @property
+    def waiting(self) -> int:
+        """Events that are not written yet."""
+        return len(self._pending)
+
     def append(self, row: AuditRow) -> None:
         if len(self._pending) >= PENDING_MAX:
             self._pending.popleft()

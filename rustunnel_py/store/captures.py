@@ -1,7 +1,7 @@
 """Captures in SQLite: written in batches, read newest first, pruned in small steps.
 
-Order is `seq`, never the clock. A batch is one statement for many rows, so that the interpreter's lock is let go of once
-and not for each row. Writing twice what is there already changes nothing. Everything raises StoreError.
+Order is `seq`, never the clock. A batch is one statement for many rows, so that the interpreter's lock is let go
+of once and not for each row. Writing twice what is there already changes nothing. Everything raises StoreError.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class Retention:
 
 
 class Captures:
-    """`shares`, `owners` (both by tunnel id) and `last_seq` are there after `load`; writing and pruning keep them up."""
+    """`shares`, `owners` (both by tunnel id) and `last_seq` are there after `load`; what is done here keeps them up."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -202,8 +202,8 @@ class Captures:
                 await transaction.execute(
                     "INSERT OR IGNORE INTO captured_tunnels (id, owner) VALUES (?, ?)", (tunnel_id, owner)
                 )
-                row = await transaction.fetch_one("SELECT key FROM captured_tunnels WHERE id = ?", (tunnel_id,))
-                found[tunnel_id] = row[0] if row is not None else 0
+                known = await transaction.fetch_one("SELECT key FROM captured_tunnels WHERE id = ?", (tunnel_id,))
+                found[tunnel_id] = known[0] if known is not None else 0
             keys.update(found)
             for row in rows:
                 row[1] = keys[row[1]]
@@ -235,8 +235,7 @@ class Captures:
 
         async def work(transaction: Transaction) -> Row | None:
             return await transaction.fetch_one(
-                "SELECT count(*), coalesce(sum(size), 0) FROM captures WHERE pinned = 1"
-                " AND tunnel = ?",
+                "SELECT count(*), coalesce(sum(size), 0) FROM captures WHERE pinned = 1 AND tunnel = ?",
                 (self._keys.get(tunnel_id, 0),),
             )
 
@@ -247,7 +246,9 @@ class Captures:
         """False: it is not there."""
 
         async def work(transaction: Transaction) -> int:
-            row = await transaction.fetch_one(f"SELECT size FROM captures WHERE {_ONE}", self._one(tunnel_id, capture_id))
+            row = await transaction.fetch_one(
+                f"SELECT size FROM captures WHERE {_ONE}", self._one(tunnel_id, capture_id)
+            )
             if row is None:
                 return -1
             await transaction.execute(f"DELETE FROM captures WHERE {_ONE}", self._one(tunnel_id, capture_id))
@@ -270,15 +271,16 @@ class Captures:
         row = await self._database.read(work)
         return None if row is None else _capture(row, tunnel_id)
 
-    async def is_somewhere(self, capture_id: str) -> bool:
-        """Under whatever tunnel."""
+    async def tunnel_of(self, capture_id: str) -> str | None:
+        """The id of the tunnel that has it."""
 
         async def work(transaction: Transaction) -> Row | None:
             return await transaction.fetch_one(
-                "SELECT 1 FROM captures WHERE id = ?", (uuid.UUID(capture_id).bytes,)
+                "SELECT tunnel FROM captures WHERE id = ?", (uuid.UUID(capture_id).bytes,)
             )
 
-        return await self._database.read(work) is not None
+        row = await self._database.read(work)
+        return None if row is None else self._ids.get(row[0])
 
     async def search(self, tunnel_id: str, wanted: Filter, before: int | None, limit: int) -> Found:
         """At most `limit` with a `seq` below `before`, newest first. Stops early once SEARCHED_BYTES_MAX were read."""
@@ -340,9 +342,7 @@ class Captures:
                 rows = [row for row in rows if row[3] < before]
             if rows:
                 marks = ", ".join("?" * len(rows))
-                await transaction.execute(
-                    f"DELETE FROM captures WHERE seq IN ({marks})", tuple(row[0] for row in rows)
-                )
+                await transaction.execute(f"DELETE FROM captures WHERE seq IN ({marks})", tuple(row[0] for row in rows))
             return rows
 
         rows = await self._database.write(work)

@@ -70,6 +70,11 @@ class TunnelLog:
         self._failing = False
         self.dropped = 0
 
+    @property
+    def waiting(self) -> int:
+        """Events that are not written yet."""
+        return len(self._pending)
+
     def opened(self, entry: LogEntry) -> None:
         self._open.add(entry.id)
         self._append(entry)

@@ -18,6 +18,10 @@ class Connection(Pipe, Protocol):
     peer: Peer
     local: Peer
 
+    @property
+    def delivered(self) -> int:
+        """Bytes that the peer has acknowledged. Asks the kernel: for who looks seldom, to tell a slow reader."""
+
     def push(self, data: Buffer) -> bool:
         """`send`, but written now and not with the others at the end of the pass."""
 

@@ -8,15 +8,16 @@ two passes trio has its turn, so a saturated connection starves neither another 
 The epoll pump is three trio tasks: one waits for the epoll's own descriptor, one answers the bell
 (whatever is queued outside a pass rings it), one sweeps deadlines every `SWEEP_SECONDS`. The portable
 pump, for systems without epoll, waits for each descriptor by two tasks of its own and tells handlers
-the same. Both catch every `Exception` of a callback, count it and hand it to `crashed` of the one on
-whose behalf the callback ran (`wire/sink.py`, rule 6).
+the same. A third kind waits where trio itself would (`instrument_pump.py`): two task switches and two
+system calls a pass less. All catch every `Exception` of a callback, count it and hand it to `crashed` of
+the one on whose behalf the callback ran (`wire/sink.py`, rule 6).
 """
 
 from __future__ import annotations
 
 import select
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import trio
 
@@ -129,18 +130,18 @@ class _Pump:
     def later(self, by: Crashable, function: Callable[[], object]) -> None:
         self._calls.append((by, function))
         if not self._in_pass:
-            self._bell.set()
+            self._ring()
 
     def again(self, handler: Handler, flags: int) -> None:
         again = self._again
         again[handler] = again.get(handler, 0) | flags
         if not self._in_pass:
-            self._bell.set()
+            self._ring()
 
     def flush_soon(self, what: Flushable) -> None:
         self._flushes[what] = None
         if not self._in_pass:
-            self._bell.set()
+            self._ring()
 
     @trio.lowlevel.enable_ki_protection
     def call(self, by: Crashable, function: Callable[[], object]) -> None:
@@ -159,7 +160,7 @@ class _Pump:
         finally:
             self._in_pass = False
         if self._flushes or self._calls or self._again:
-            self._bell.set()
+            self._ring()
 
     def on_sweep(self, function: Callable[[float], None]) -> Callable[[], None]:
         key = object()
@@ -190,7 +191,7 @@ class _Pump:
         finally:
             self._in_pass = was_in_pass
         if not was_in_pass and (self._flushes or self._calls or self._again):
-            self._bell.set()
+            self._ring()
 
     def crash(self, by: object, error: Exception) -> None:
         self.crashes += 1
@@ -205,6 +206,10 @@ class _Pump:
             self.crashes += 1
             if self.on_crash is not None:
                 self.on_crash(second)
+
+    def _ring(self) -> None:
+        """Something was queued outside a pass."""
+        self._bell.set()
 
     # a pass
 
@@ -304,8 +309,7 @@ class _Pump:
 class EpollPump(_Pump):
     """Linux: each descriptor is registered once, edge-triggered, and no event is asked for twice.
 
-    Only `_wait` knows how trio is waited for: a pump that runs in trio's own place (an instrument's
-    `before_io_wait`) replaces that one method.
+    Only `_wait` and `_ring` know how trio is waited for.
     """
 
     def __init__(self) -> None:
@@ -343,8 +347,11 @@ class EpollPump(_Pump):
         return self._handlers.get(handler.sock.fileno()) is handler
 
     def run_pass(self) -> None:
-        if self._in_pass or self._ended:
-            return
+        if not (self._in_pass or self._ended):
+            self._run(self._poll(0, EVENTS_A_PASS))
+
+    def _run(self, events: list[tuple[int, int]]) -> None:
+        """A pass over `events`, as they have just come from the kernel."""
         self._in_pass = True
         try:
             self.passes += 1
@@ -355,7 +362,6 @@ class EpollPump(_Pump):
             fresh = self._fresh
             if fresh:
                 fresh.clear()
-            events = self._poll(0, EVENTS_A_PASS)
             self._more = len(events) == EVENTS_A_PASS
             handlers = self._handlers
             for fd, flags in events:
@@ -516,14 +522,24 @@ def has_epoll() -> bool:
     return hasattr(select, "epoll")
 
 
+PumpKind: TypeAlias = Literal["auto", "instrument", "epoll", "portable"]
+
+
+def _make(kind: PumpKind) -> EpollPump | PortablePump:
+    from rustunnel_py.transport import instrument_pump  # it is a kind of EpollPump
+
+    if kind == "instrument" or (kind == "auto" and instrument_pump.fits()):
+        return instrument_pump.InstrumentPump()
+    return EpollPump() if kind == "epoll" or (kind == "auto" and has_epoll()) else PortablePump()
+
+
 @asynccontextmanager
-async def open_pump(kind: Literal["auto", "epoll", "portable"] = "auto") -> AsyncIterator[Pump]:
-    """A running pump; `auto` takes epoll where there is one. Leaving it aborts every connection on it.
+async def open_pump(kind: PumpKind = "auto") -> AsyncIterator[Pump]:
+    """A running pump; `auto` takes the fastest that fits here. Leaving it aborts every connection on it.
 
     An exception of the body leaves as it is, not in a group.
     """
-    pump: EpollPump | PortablePump
-    pump = EpollPump() if kind == "epoll" or (kind == "auto" and has_epoll()) else PortablePump()
+    pump = _make(kind)
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:

@@ -133,6 +133,7 @@ class SocketConnection:
         "_send",
         "_send_error",
         "_stall",
+        "_taken",
         "_uncredited",
         "_want_room",
         "gone",
@@ -163,6 +164,7 @@ class SocketConnection:
         self._recv_into = sock.recv_into
         self._send = sock.send
         self._out = bytearray()
+        self._taken = 0  # bytes of output that the kernel took, for `delivered`
         self._blocked = False  # the kernel took less than all: EPOLLOUT will say when it takes more
         self._want_room = False  # a `send` returned False
         self._send_error: OSError | None = None
@@ -256,6 +258,11 @@ class SocketConnection:
 
     # output
 
+    @property
+    def delivered(self) -> int:
+        """Bytes of output (of TLS as they are encrypted) that the peer has acknowledged; asks the kernel."""
+        return self._taken - (0 if self._phase is _GONE else _kernel_holds(self.sock))
+
     def send_eof(self) -> None:
         if self._eof_wanted or self._end is not None or self._phase is _GONE:
             return
@@ -281,6 +288,7 @@ class SocketConnection:
         except OSError as error:
             self._send_failed(error)
             return
+        self._taken += taken
         if taken == len(out):
             out.clear()
             self._stall = math.inf
@@ -307,6 +315,7 @@ class SocketConnection:
         except OSError as error:
             self._send_failed(error)
             return
+        self._taken += taken
         ahead = len(out)
         if taken == ahead + len(data):
             out.clear()

@@ -109,6 +109,7 @@ class TlsConnection(SocketConnection):
 
     __slots__ = (
         "_handshake_due",
+        "_handshake_seconds",
         "_handshaken",
         "_incoming",
         "_left",
@@ -133,6 +134,7 @@ class TlsConnection(SocketConnection):
         gone: Callable[[SocketConnection], None] | None = None,
         handshaken: Callable[[TlsConnection], None] | None = None,
         phase: Phase = Phase.OPEN,
+        handshake_seconds: float = HANDSHAKE_SECONDS,
     ) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
@@ -147,7 +149,8 @@ class TlsConnection(SocketConnection):
         self._quiet = False  # no close_notify: after a failure, or a cut
         self._notified = False  # our close_notify is on its way
         super().__init__(pump, sock, sink, gone=gone, phase=phase)
-        self._handshake_due = math.inf if phase is _CONNECTING else pump.now + HANDSHAKE_SECONDS
+        self._handshake_seconds = handshake_seconds
+        self._handshake_due = math.inf if phase is _CONNECTING else pump.now + handshake_seconds
         if not server_side and phase is _OPEN:
             pump.later(self, self._shake)
 
@@ -175,14 +178,14 @@ class TlsConnection(SocketConnection):
 
     def expired(self) -> None:
         if self._phase is _OPEN and self._handshake_due <= self.pump.now:
-            self._lose(Expired(f"no TLS handshake within {HANDSHAKE_SECONDS:.0f} s"))
+            self._lose(Expired(f"no TLS handshake within {self._handshake_seconds:g} s"))
         else:
             super().expired()
 
     # the handshake
 
     def _begin(self) -> None:
-        self._handshake_due = self.pump.now + HANDSHAKE_SECONDS
+        self._handshake_due = self.pump.now + self._handshake_seconds
         if self._phase is _CLOSING:
             self._give_up = min(self._give_up, self._handshake_due)
         self._shake()

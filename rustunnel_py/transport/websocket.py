@@ -285,6 +285,54 @@ class UpgradeRefused(RustunnelError):
         self.body = body
 
 
+class _Lengths:
+    """Reads the lengths that frames announce as they pass by: a message that would be too long is refused before it
+    comes. The library below looks at what has arrived only, and would wait for 2^63-1 bytes.
+    """
+
+    __slots__ = ("_head", "_left", "_upgrade")
+
+    def __init__(self) -> None:
+        self._upgrade = bytearray()  # the end of an HTTP head of which the blank line has not come
+        self._head = bytearray()  # of the present frame
+        self._left: int | None = None  # payload of the present frame; None: still in the HTTP head
+
+    def too_long(self, data: Buffer) -> bool:
+        """Whether a frame in or begun by `data`, the next bytes of the connection, announces too much."""
+        at = 0
+        if self._left is None:
+            self._upgrade += data
+            end = self._upgrade.find(b"\r\n\r\n")
+            if end < 0:
+                del self._upgrade[:-3]
+                return False
+            data = bytes(self._upgrade[end + 4 :])
+            self._upgrade.clear()
+            self._left = 0
+        while at < len(data):
+            if self._left:
+                step = min(self._left, len(data) - at)
+                self._left -= step
+                at += step
+                continue
+            head = self._head
+            head.append(data[at])
+            at += 1
+            if len(head) < 2:
+                continue
+            size = head[1] & 0x7F
+            extended = {126: 2, 127: 8}.get(size, 0)
+            if len(head) < 2 + extended:
+                continue
+            if extended:
+                size = int.from_bytes(head[2 : 2 + extended], "big")
+            if size > CONTROL_MESSAGE_MAX:
+                return True
+            self._left = size + (4 if head[1] & 0x80 else 0)
+            head.clear()
+        return False
+
+
 class _ControlStream(trio.abc.Stream):
     """What trio-websocket sees: no close frame leaves through it, and a flood is slowed down."""
 
@@ -293,6 +341,7 @@ class _ControlStream(trio.abc.Stream):
         self.close_frames = False
         self.upgraded = False
         self._paid_until = trio.current_time()
+        self._lengths = _Lengths()
 
     async def send_all(self, data: Buffer) -> None:
         # The library writes one event at a time: the first byte tells a close frame (FIN, opcode 8).
@@ -306,6 +355,9 @@ class _ControlStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         data = await self.below.receive_some(CONTROL_READ if max_bytes is None else min(max_bytes, CONTROL_READ))
+        if self._lengths.too_long(data):
+            self.below.drop()
+            raise trio.BrokenResourceError(f"a frame of more than {CONTROL_MESSAGE_MAX} bytes was announced")
         now = trio.current_time()
         self._paid_until = max(now, self._paid_until) + len(data) / CONTROL_BYTES_A_SECOND
         ahead = self._paid_until - now - CONTROL_BURST / CONTROL_BYTES_A_SECOND

@@ -87,6 +87,18 @@ def test_live_screen_shows_addresses_state_and_the_last_requests() -> None:
         assert expected in text
 
 
+def test_live_screen_keeps_a_note_beside_what_happens() -> None:
+    out = io.StringIO()
+    face = LiveScreen(Console(file=out, force_terminal=True, width=100, highlight=False, markup=False, emoji=False))
+    face.show(news.Note("or: curl -H 'Host: x' http://127.0.0.1:8080/"))
+    face.show(news.LocalTrouble("localhost:3000", "refused"))
+    face.show(news.Ready())
+    face.draw()
+    face.close()
+    assert "or: curl" in out.getvalue()
+    assert "refused" not in out.getvalue()
+
+
 class Stuck:
     pause = 0.0
 

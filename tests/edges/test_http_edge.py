@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rustunnel_py.wire.http1 import RequestHead
 
 NAMES = (HOST, "other.example.test", "example.test")
-KINDS: list[Literal["epoll", "portable"]] = ["epoll", "portable"]
+KINDS: list[Literal["epoll", "portable", "instrument"]] = ["epoll", "portable"]
 
 
 class Soon(list[Callable[[], None]]):
@@ -105,7 +105,7 @@ async def hold_nursery(task_status: trio.TaskStatus[trio.Nursery]) -> None:
 @asynccontextmanager
 async def house(
     *,
-    kind: Literal["auto", "epoll", "portable"] = "auto",
+    kind: Literal["auto", "epoll", "portable", "instrument"] = "auto",
     tls: bool = False,
     limits: EdgeLimits | None = None,
     take_control: Callable[[Connection, RequestHead, bytes], bool] | None = None,
@@ -156,7 +156,7 @@ async def spin(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tls", [False, True])
-async def test_requests_on_one_connection(kind: Literal["epoll", "portable"], tls: bool) -> None:
+async def test_requests_on_one_connection(kind: Literal["epoll", "portable", "instrument"], tls: bool) -> None:
     async with house(kind=kind, tls=tls) as this:
         reply, stream = await this.ask(get("/1"))
         assert reply == OK
@@ -214,7 +214,7 @@ async def test_T09_connections_at_the_limit(limits: EdgeLimits, tls: bool) -> No
             reply = await read_all(refused)
             assert reply.startswith(b"HTTP/1.1 503 ")
             assert b"\r\nRetry-After: 5\r\n" in reply
-        assert this.edge.census.refused == 1
+        assert sum(this.edge.census.refusals.values()) == 1
         await trio.aclose_forcefully(this.streams[0])
         await spin(lambda: this.edge.census.now == 1)
         assert (await this.ask(get()))[0] == OK
@@ -277,12 +277,10 @@ async def test_a_parked_visitor_is_served_on_real_sockets() -> None:
         tunnel.links.remove(this.link, trio.current_time())
         stream = await this.connect()
         await stream.send_all(get())
-        parking = this.edge.shared.parking
-        assert parking is not None
-        await spin(lambda: parking.parked == 1)
+        await spin(lambda: this.edge.census.parked == 1)
         tunnel.links.add(this.link)
         assert await read_reply(stream) == OK
-        await spin(lambda: parking.parked == 0)
+        await spin(lambda: this.edge.census.parked == 0)
 
 
 async def test_H64_a_visitor_that_resets_is_gone_and_its_exchange_is_reset() -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from rustunnel_py.edges.parked import Parking, ParkingLimits
+from rustunnel_py.edges.parked import Parking
 from rustunnel_py.errors import Hop, HopError
 from rustunnel_py.hub.gate import PASS, Answer, Delay, Gate, NeedBody, Pass, Reply, Slow, Verdict
 from rustunnel_py.hub.policies import gate_for
@@ -55,7 +55,7 @@ def rig_with(*verdicts: Verdict) -> tuple[Rig, ConcurrentVisits]:
 async def parking(rig: Rig) -> AsyncIterator[None]:
     rig.pump.now = trio.current_time()
     async with trio.open_nursery() as nursery:
-        rig.shared.parking = Parking(rig.pump, nursery, rig.registry.owns, ParkingLimits())  # type: ignore[arg-type]
+        rig.shared.parking = Parking(rig.pump, nursery, rig.registry.owns, rig.shared.census)  # type: ignore[arg-type]
         yield
         nursery.cancel_scope.cancel()
 

@@ -10,7 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from rustunnel_py.edges.parked import Parking, ParkingLimits
+from rustunnel_py.edges.limits import ParkingLimits
+from rustunnel_py.edges.parked import Parking
 from rustunnel_py.errors import Crash, HopError
 from rustunnel_py.model.tunnel import Peer
 from rustunnel_py.model.visit import Visit, VisitKind
@@ -39,17 +40,17 @@ class Waiter:
 @asynccontextmanager
 async def parked_rig(limits: ParkingLimits | None = None) -> AsyncIterator[Rig]:
     """A rig whose tunnel nobody serves, on trio's clock."""
-    rig = Rig()
+    rig = Rig(parking=limits or ParkingLimits())
     rig.pump.now = trio.current_time()
     rig.link.answer = OK
     rig.tunnel.links.remove(rig.link, rig.pump.now)
     async with trio.open_nursery() as nursery:
-        rig.shared.parking = Parking(rig.pump, nursery, rig.registry.owns, limits or ParkingLimits())  # type: ignore[arg-type]
+        rig.shared.parking = Parking(rig.pump, nursery, rig.registry.owns, rig.shared.census)  # type: ignore[arg-type]
         yield rig
         await trio.sleep(1000)  # all patience is over
         assert nursery.child_tasks == set()
-        assert rig.shared.parking.parked == 0
-        assert rig.shared.parking._by_tunnel == {}
+        assert rig.shared.census.parked == 0
+        assert rig.shared.census._parked_by_tunnel == {}
 
 
 async def test_a_visitor_waits_and_is_served_when_the_agent_is_back(autojump_clock: MockClock) -> None:

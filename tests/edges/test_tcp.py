@@ -10,8 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from rustunnel_py.edges.limits import Census, EdgeLimits
-from rustunnel_py.edges.parked import ParkingLimits
+from rustunnel_py.edges.limits import Census, EdgeLimits, ParkingLimits
 from rustunnel_py.edges.tcp import TcpEdge
 from rustunnel_py.errors import Hop, HopError, Reset, Unavailable
 from rustunnel_py.hub.gate import PASS, Answer, Delay, Gate, NeedBody, Pass, Slow
@@ -189,14 +188,14 @@ async def test_T03_a_reset_arrives_as_a_reset_on_either_side(bench: Bench) -> No
 async def test_a_visit_that_cannot_be_served_is_reset(bench: Bench) -> None:
     bench.link.refusal = HopError(Hop.AGENT, 503, "agent-busy", "")
     await turned_away(bench, bench.tunnel())
-    await bench.until(lambda: bench.edge.refused == {"agent-busy": 1})
+    await bench.until(lambda: bench.edge.census.refusals == {"agent-busy": 1})
 
 
 async def test_a_visitor_waits_for_the_returning_agent_and_loses_nothing(bench: Bench) -> None:
     tunnel = bench.tunnel(served=False)
     async with await bench.visitor(tunnel) as visitor:
         await visitor.send_all(b"hello ")
-        await bench.until(lambda: bench.edge.parking is not None and bench.edge.parking.parked == 1)
+        await bench.until(lambda: bench.edge.census.parked == 1)
         await visitor.send_all(b"there")
         await visitor.send_eof()
         await trio.testing.wait_all_tasks_blocked(0.01)
@@ -211,10 +210,10 @@ async def test_a_visitor_waits_for_the_returning_agent_and_loses_nothing(bench: 
 async def test_a_parked_visitor_that_leaves_is_forgotten(bench: Bench) -> None:
     tunnel = bench.tunnel(served=False)
     visitor = await bench.visitor(tunnel)
-    await bench.until(lambda: bench.edge.parking is not None and bench.edge.parking.parked == 1)
+    await bench.until(lambda: bench.edge.census.parked == 1)
     visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST)
     await visitor.aclose()
-    await bench.until(lambda: bench.edge.parking is not None and bench.edge.parking.parked == 0)
+    await bench.until(lambda: bench.edge.census.parked == 0)
     bench.serve(tunnel)
     await trio.testing.wait_all_tasks_blocked(0.01)
     assert bench.link.pipes == []
@@ -223,7 +222,7 @@ async def test_a_parked_visitor_that_leaves_is_forgotten(bench: Bench) -> None:
 async def test_a_parked_visitor_is_reset_when_the_tunnel_ends(bench: Bench) -> None:
     tunnel = bench.tunnel(served=False)
     async with await bench.visitor(tunnel) as visitor:
-        await bench.until(lambda: bench.edge.parking is not None and bench.edge.parking.parked == 1)
+        await bench.until(lambda: bench.edge.census.parked == 1)
         bench.registry.release(tunnel)
         assert await ended(visitor) == "reset"
 
@@ -271,7 +270,7 @@ async def test_T09_connections_are_bounded(bench: Bench) -> None:
     first, second = await bench.visitor(tunnel), await bench.visitor(tunnel)
     await bench.until(lambda: bench.edge.visitors == 2)
     await turned_away(bench, tunnel)
-    assert bench.edge.census.refused == 1
+    assert sum(bench.edge.census.refusals.values()) == 1
     await leave(first)
     await bench.until(lambda: bench.edge.visitors == 1)
     fourth = await bench.visitor(tunnel)
@@ -327,7 +326,7 @@ async def test_a_gate_that_refuses_a_visit_resets_it(bench: Bench, verdict: Verd
     bouncer = Bouncer(verdict)
     await turned_away(bench, bench.tunnel(gate=Gate([bouncer])))
     assert bench.link.pipes == []
-    assert sum(bench.edge.refused.values()) == 1
+    assert sum(bench.edge.census.refusals.values()) == 1
 
 
 async def test_who_leaves_while_a_policy_thinks_gives_back_what_was_taken(bench: Bench) -> None:

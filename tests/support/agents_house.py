@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import trio
 
 from rustunnel_py.agents.door import Door
-from rustunnel_py.edges.parked import ParkingLimits
+from rustunnel_py.edges.limits import ParkingLimits
 from rustunnel_py.edges.tcp import TcpEdge
 from rustunnel_py.errors import BadCredentials
 from rustunnel_py.hub.ports import PortTaken

@@ -105,6 +105,10 @@ class FedConnection:
             return False
         return True
 
+    @property
+    def delivered(self) -> int:
+        return len(self.written) - len(self.output)
+
     def push(self, data: Buffer) -> bool:
         return self.send(data)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rustunnel_py.edges.limits import EdgeLimits
+from rustunnel_py.edges.limits import Census, EdgeLimits, ParkingLimits
 from rustunnel_py.edges.shared import Shared
 from rustunnel_py.edges.visitor import Visitor
 from rustunnel_py.hub.ports import Ports
@@ -34,6 +34,7 @@ class Rig:
 
     limits: EdgeLimits = field(default_factory=EdgeLimits)
     scheme: str = "http"
+    parking: ParkingLimits = field(default_factory=ParkingLimits)
     pump: FedPump = field(default_factory=FedPump)
     link: FakeLink = field(default_factory=FakeLink)
 
@@ -42,7 +43,8 @@ class Rig:
         self.tunnel = self.add_tunnel(HOST, self.link)
         self.told: list[tuple[bytes, bytes, int, float, str]] = []
         self.tunnel.tell = lambda *visit: self.told.append(visit)
-        self.shared = Shared(self.pump, self.registry, self.limits, self.scheme)  # type: ignore[arg-type]
+        census = Census(self.limits, self.parking)
+        self.shared = Shared(self.pump, self.registry, self.limits, self.scheme, census=census)  # type: ignore[arg-type]
 
     def add_tunnel(self, host: str, link: FakeLink | None) -> Tunnel:
         tunnel = self.registry.create(HttpHost(host), "owner", Protocol.HTTP)

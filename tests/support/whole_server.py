@@ -184,7 +184,7 @@ class WholeServer:
             strangers=len(self.parts._door._strangers),
             connections=len(self.pump._all()),  # type: ignore[attr-defined]
             sweeps=len(self.pump._sweeps),  # type: ignore[attr-defined]
-            waiting=0 if self.parts._tcp.parking is None else self.parts._tcp.parking.parked,
+            waiting=self.parts._tcp.census.parked,
         )
 
     @asynccontextmanager

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from rustunnel_py.transport.tcp import SocketConnection
 
-Kind = Literal["epoll", "portable"]
-both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable"])
+Kind = Literal["epoll", "portable", "instrument"]
+both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable", "instrument"])
 both_kinds = pytest.mark.parametrize("kind", ["tcp", "tls"])
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from rustunnel_py.model.tunnel import Peer
     from rustunnel_py.transport.pump import Pump
 
-Kind = Literal["epoll", "portable"]
-both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable"])
+Kind = Literal["epoll", "portable", "instrument"]
+both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable", "instrument"])
 FLOOD = bytes(64 * 1024)
 both_kinds = pytest.mark.parametrize("kind", ["tcp", "tls"])
 

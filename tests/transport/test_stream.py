@@ -14,8 +14,8 @@ from tests.support.pairs import stream_pair
 if TYPE_CHECKING:
     from rustunnel_py.transport.stream import ConnectionStream
 
-Kind = Literal["epoll", "portable"]
-both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable"])
+Kind = Literal["epoll", "portable", "instrument"]
+both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable", "instrument"])
 both_kinds = pytest.mark.parametrize("kind", ["tcp", "tls"])
 
 

@@ -31,8 +31,8 @@ from tests.support.poison import Poisoned, Recorder
 if TYPE_CHECKING:
     from rustunnel_py.transport.pump import Pump
 
-Kind = Literal["epoll", "portable"]
-both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable"])
+Kind = Literal["epoll", "portable", "instrument"]
+both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable", "instrument"])
 both_kinds = pytest.mark.parametrize("kind", ["tcp", "tls"])
 PATTERN = bytes(range(256)) * 4096  # 1 MiB
 

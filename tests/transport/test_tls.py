@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from rustunnel_py.transport.pump import Pump
 
-Kind = Literal["epoll", "portable"]
-both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable"])
+Kind = Literal["epoll", "portable", "instrument"]
+both_pumps = pytest.mark.parametrize("pump_kind", ["epoll", "portable", "instrument"])
 
 
 class Served:

@@ -10,4 +10,4 @@ class PolicySettings:
     """0 is off. `requests_per_second` has a burst of one second's worth."""
 
     requests_per_second: float = 0.0
-    concurrent_visits: int = 1000  # as many as two of the stock agents' sessions carry streams (400 each), and some
+    concurrent_visits: int = 5000  # what one address may open: a load test over all its connections is served
