@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.measure import LoadFailed, bulk, load
+from benchmarks.quickack import pair, rate
 from benchmarks.stage import MissingTool, Stage, cpu_seconds, resident_kib, stage
 
 if TYPE_CHECKING:
@@ -135,7 +136,20 @@ def measure(at: Stage, folder: Path, rounds: int) -> list[Row]:
         row = Row(f"memory growth over the bulk rounds, {name}", "KiB", [float(size)])
         print(row.show(), flush=True)
         rows.append(row)
-    return rows
+    return rows + _stock(at, folder, rounds)
+
+
+def _stock(at: Stage, folder: Path, rounds: int) -> list[Row]:
+    """A stock agent, one connection, with and without quick acknowledgements of its data socket."""
+    quick = Row("stock agent, one connection", "req/s")
+    delayed = Row("the same, delayed acknowledgements", "req/s")
+    gain = Row("gain of quick acknowledgements", "times")
+    with pair(at.backend, folder) as ports:
+        _alternate(delayed, rounds, lambda: rate(at.tools.wrk, ports.delayed))
+        _alternate(quick, rounds, lambda: rate(at.tools.wrk, ports.quick))
+    gain.ours = [q / d for q, d in zip(quick.ours, delayed.ours, strict=False)]
+    print(gain.show(), flush=True)
+    return [delayed, quick, gain]
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,20 @@ def wait_for_file(path: Path) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path.name} did not appear")
         time.sleep(0.02)
+
+
+def wait_for_page(port: int, host: str) -> None:
+    """Until `host` is served at that edge."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": host})
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=START_SECONDS).close()
+            return
+        except urllib.error.URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -159,6 +174,16 @@ def nginx(tools: Tools, folder: Path, name: str, body: str) -> Iterator[subproce
     configuration.write_text(_NGINX.format(folder=folder, name=name, body=body))
     with process(tools.nginx, "-c", str(configuration), "-p", str(folder)) as child:
         yield child
+
+
+@contextlib.contextmanager
+def backend_only(tools: Tools, folder: Path) -> Iterator[int]:
+    """The backend alone; gives its port."""
+    folder.chmod(0o755)  # nginx's worker is another user where this is root
+    port = free_port()
+    with nginx(tools, folder, "backend", _BACKEND.format(port=port, folder=folder)):
+        wait_for(port)
+        yield port
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ssl
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from datetime import datetime  # noqa: TC003  (a field's type is read at run time)
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -19,6 +20,9 @@ from rustunnel_py import logs
 from rustunnel_py.config import Config, LoggingConfig, database_paths
 from rustunnel_py.errors import ConfigError, RustunnelError
 from rustunnel_py.hub.accounts import Accounts
+from rustunnel_py.hub.audit import Audit
+from rustunnel_py.model.access import Role, Secret
+from rustunnel_py.store import backup
 from rustunnel_py.store.database import open_store
 from rustunnel_py.store.folder import ApiAddress, DataFolder
 from rustunnel_py.wire.pin import pin_of_certificate
@@ -27,9 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from rustunnel_py.model.access import Secret
-
 ANSWER_SECONDS = 10.0  # a server that takes longer over a token is stuck
+REPLAY_SECONDS = 120.0  # a local service may be slow
 ANSWER_BYTES = 16 * 2**20  # tens of thousands of tokens
 
 T = TypeVar("T")
@@ -47,6 +50,17 @@ class NewToken(msgspec.Struct, frozen=True):
     token: str
 
 
+class TokenWish(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A token to be made; None is no limit."""
+
+    label: str
+    scope: str | None = None
+    role: Literal["agent", "read", "admin"] = "agent"
+    expires_at: datetime | None = None
+    max_tunnels: int | None = None
+    protocols: tuple[str, ...] | None = None
+
+
 class KnownToken(msgspec.Struct, frozen=True):
     """A token as it is kept."""
 
@@ -54,12 +68,16 @@ class KnownToken(msgspec.Struct, frozen=True):
     label: str
     created_at: str
     scope: str | None = None
+    role: str = "agent"
+    expires_at: str | None = None
+    max_tunnels: int | None = None
+    protocols: tuple[str, ...] | None = None
 
 
 class TokenDesk(Protocol):
     """What can be done with tokens. Raises Denied, ServerFailure, StoreError."""
 
-    def create(self, label: str, scope: str | None) -> NewToken: ...
+    def create(self, wish: TokenWish) -> NewToken: ...
     def list(self) -> list[KnownToken]: ...
     def delete(self, token_id: str) -> None: ...
 
@@ -98,6 +116,85 @@ def answers(data: Path) -> bool:
     return True
 
 
+def back_up(config: Config, data: Path, target: Path, *, captures: bool) -> list[Path]:
+    """Copy the main file, and with `captures` the other one, from a server that runs or not; gives the copies."""
+    main, captured = database_paths(config.database, _existing_folder(data).path)
+    if not main.exists():
+        raise ConfigError("--data", f"{main} is not there yet; the server makes it at first start")
+    backup.back_up(main, target)
+    if not captures:
+        return [target]
+    beside = backup.captured_beside(target)
+    backup.back_up(captured, beside)
+    return [target, beside]
+
+
+def restore(config: Config, data: Path, copy: Path, *, captures: bool) -> list[Path]:
+    """Put a backup in the place of what is there; gives where that was moved. ConfigError while the server runs."""
+    folder = DataFolder(data)
+    main, captured = database_paths(config.database, folder.path)
+    with folder.lock():
+        pairs: list[tuple[Path, Path, Literal["main", "captured"]]] = [(copy, main, "main")]
+        if captures:
+            pairs.append((backup.captured_beside(copy), captured, "captured"))
+        moved = [backup.restore(source, path, kind) for source, path, kind in pairs]
+    return [path for path in moved if path is not None]
+
+
+class Sending(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What of a captured request is sent otherwise; a header's None takes it away."""
+
+    method: str | None = None
+    path: str | None = None
+    headers: dict[str, str | None] | None = None
+    body: str | None = None
+
+
+class _Sent(msgspec.Struct):
+    id: str
+    status: int
+    duration_ms: int
+
+
+class _Replay(msgspec.Struct):
+    request: _Sent
+
+
+class _Replays(msgspec.Struct):
+    replays: list[_Replay]
+
+
+class _Tunnel(msgspec.Struct):
+    tunnel_id: str
+
+
+def replay(
+    address: ApiAddress, token: Secret, request_id: str, sending: Sending, times: int
+) -> list[tuple[str, int, int]]:
+    """Send a captured request again through its tunnel: the new ids, statuses and milliseconds. ServerFailure."""
+    wanted = quote(request_id, safe="")
+    for tunnel in _decoded(_ask(address, "GET", "/api/tunnels", token, None), list[_Tunnel]):
+        path = f"/api/tunnels/{tunnel.tunnel_id}"
+        try:
+            _ask(address, "GET", f"{path}/requests/{wanted}", token, None)
+        except ServerFailure:
+            continue
+        body = msgspec.json.encode({"send": True, "edit": sending, "times": times})
+        answer = _ask(address, "POST", f"{path}/replay/{wanted}", token, body, seconds=REPLAY_SECONDS)
+        return [
+            (one.request.id, one.request.status, one.request.duration_ms) for one in _decoded(answer, _Replays).replays
+        ]
+    raise ServerFailure(f"no tunnel that is served now has a request {request_id}")
+
+
+def running_server(data: Path) -> ApiAddress:
+    """Where the server over that data folder answers. ServerFailure: it does not run."""
+    address = _existing_folder(data).read_address()
+    if address is None:
+        raise ServerFailure("the server does not run")
+    return address
+
+
 def _existing_folder(data: Path) -> DataFolder:
     if not data.is_dir():
         raise ConfigError("--data", f"{data} is no folder; start the server first, or say which it uses")
@@ -111,12 +208,12 @@ class _RunningServer:
         self._address = address
         self._token = token
 
-    def create(self, label: str, scope: str | None) -> NewToken:
-        wish = msgspec.json.encode({"label": label, "scope": scope})
-        return _decoded(_ask(self._address, "POST", "/api/tokens", self._token, wish), NewToken)
+    def create(self, wish: TokenWish) -> NewToken:
+        body = msgspec.json.encode(wish)
+        return _decoded(_ask(self._address, "POST", "/api/tokens", self._token, body), NewToken)
 
     def list(self) -> list[KnownToken]:
-        return _decoded(_ask(self._address, "GET", "/api/tokens", self._token, None), list[KnownToken])
+        return _decoded(_ask(self._address, "GET", "/api/tokens?details=true", self._token, None), list[KnownToken])
 
     def delete(self, token_id: str) -> None:
         _ask(self._address, "DELETE", f"/api/tokens/{quote(token_id, safe='')}", self._token, None)
@@ -129,14 +226,26 @@ def _decoded(content: bytes, shape: type[T]) -> T:
         raise ServerFailure(f"the server's answer cannot be read: {error}") from None
 
 
-def _ask(address: ApiAddress, method: str, path: str, token: Secret | None, body: bytes | None) -> bytes:
+def _shown(instant: datetime) -> str:
+    return f"{instant:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _ask(
+    address: ApiAddress,
+    method: str,
+    path: str,
+    token: Secret | None,
+    body: bytes | None,
+    *,
+    seconds: float = ANSWER_SECONDS,
+) -> bytes:
     """One request to the running server; what it answered. ServerFailure: anything but a 2xx."""
     headers = {"Accept": "application/json"}
     if token is not None:
         headers["Authorization"] = f"Bearer {token.reveal()}"
     if body is not None:
         headers["Content-Type"] = "application/json"
-    connection = _connection(address)
+    connection = _connection(address, seconds)
     try:
         connection.connect()
         _check_pin(connection, address.pin)
@@ -152,16 +261,16 @@ def _ask(address: ApiAddress, method: str, path: str, token: Secret | None, body
     return content
 
 
-def _connection(address: ApiAddress) -> http.client.HTTPConnection:
+def _connection(address: ApiAddress, seconds: float) -> http.client.HTTPConnection:
     url = urlsplit(address.url)
     host = url.hostname or "127.0.0.1"
     if url.scheme == "http":
-        return http.client.HTTPConnection(host, url.port, timeout=ANSWER_SECONDS)
+        return http.client.HTTPConnection(host, url.port, timeout=seconds)
     context = ssl.create_default_context()
     if address.pin is not None:  # the key itself is checked, by `_check_pin`, before anything is sent
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    return http.client.HTTPSConnection(host, url.port, timeout=ANSWER_SECONDS, context=context)
+    return http.client.HTTPSConnection(host, url.port, timeout=seconds, context=context)
 
 
 def _check_pin(connection: http.client.HTTPConnection, pin: str | None) -> None:
@@ -191,9 +300,16 @@ class _ClosedServer:
         self._config = config
         self._folder = DataFolder(data)
 
-    def create(self, label: str, scope: str | None) -> NewToken:
+    def create(self, wish: TokenWish) -> NewToken:
         async def create(accounts: Accounts) -> NewToken:
-            token, secret = await accounts.create_token(label, scope)
+            token, secret = await accounts.create_token(
+                wish.label,
+                wish.scope,
+                role=Role(wish.role),
+                expires_at=wish.expires_at,
+                max_tunnels=wish.max_tunnels,
+                protocols=wish.protocols,
+            )
             return NewToken(token.id, token.label, secret.reveal())
 
         return self._with_accounts(create)
@@ -201,7 +317,16 @@ class _ClosedServer:
     def list(self) -> list[KnownToken]:
         async def show(accounts: Accounts) -> list[KnownToken]:
             return [
-                KnownToken(token.id, token.label, f"{token.created_at:%Y-%m-%dT%H:%M:%SZ}", token.scope)
+                KnownToken(
+                    token.id,
+                    token.label,
+                    _shown(token.created_at),
+                    token.scope,
+                    token.role.value,
+                    None if token.expires_at is None else _shown(token.expires_at),
+                    token.max_tunnels,
+                    token.protocols,
+                )
                 for token in accounts.list_tokens()
             ]
 
@@ -217,7 +342,8 @@ class _ClosedServer:
         async def run() -> T:
             async with open_store(*database_paths(self._config.database, self._folder.path)) as store:
                 admin = self._config.auth.admin_token or self._folder.admin_token()
-                return await work(Accounts(store, admin, self._config.auth.require_auth))
+                audit = Audit(store.audit)
+                return await work(Accounts(store, admin, self._config.auth.require_auth, note=audit.note))
 
         logs.set_up(LoggingConfig(level="warning"))  # what is done here is printed, not logged
         return trio.run(run)

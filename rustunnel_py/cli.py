@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -374,25 +375,63 @@ def token() -> None:
 
 @token.command("create")
 @click.argument("label")
-@click.option("--scope", metavar="PATTERNS", help="Names it is for, separated by commas; all otherwise.")
+@click.option("--scope", metavar="PATTERNS", help="Names and ports it is for: app, ci-*, tcp:20000-20010.  [all]")
+@click.option("--role", type=click.Choice(["agent", "read", "admin"]), default="agent", help="[agent]")
+@click.option("--expires", metavar="WHEN", help="30d, 12h, 2027-01-31, 2027-01-31T12:00:00Z.  [never]")
+@click.option("--max-tunnels", type=click.IntRange(1), metavar="N", help="Tunnels at a time.  [any number]")
+@click.option("--protocol", "protocols", type=click.Choice(["http", "tcp"]), multiple=True, help="[all]")
 @config_option
 @data_option
-def token_create(label: str, scope: str | None, config_path: Path | None, data: Path | None) -> None:
+def token_create(
+    label: str,
+    scope: str | None,
+    role: Literal["agent", "read", "admin"],
+    expires: str | None,
+    max_tunnels: int | None,
+    protocols: tuple[str, ...],
+    config_path: Path | None,
+    data: Path | None,
+) -> None:
     """Make a token and print it. It is shown this once."""
+    from rustunnel_py.admin import TokenWish
+
+    expires_at = None if expires is None else when(expires, datetime.now(UTC))
+    wish = TokenWish(label, scope, role, expires_at, max_tunnels, protocols or None)
     with _tokens(config_path, data) as tokens:
-        made = tokens.create(label, scope)
+        made = tokens.create(wish)
     click.echo(made.token)
     click.echo(f"token {made.id} ({made.label}); it is shown only now", err=True)
+
+
+def when(text: str, now: datetime) -> datetime:
+    """A span from now (`30d`, `12h`), a day (its beginning, UTC), or a point in time."""
+    number, unit = text[:-1], text[-1:]
+    if unit in ("d", "h") and number.isascii() and number.isdecimal() and len(number) <= 6:
+        return now + (timedelta(days=int(number)) if unit == "d" else timedelta(hours=int(number)))
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError("--expires", f"{text!r} is neither 30d nor 2027-01-31 nor 2027-01-31T12:00:00Z") from None
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 @token.command("list")
 @config_option
 @data_option
 def token_list(config_path: Path | None, data: Path | None) -> None:
-    """Show every token's id, label and scope."""
+    """Show every token's id, label and limits."""
+    from rustunnel_py.model.text import escape
+
     with _tokens(config_path, data) as tokens:
         for known in tokens.list():
-            click.echo(f"{known.id}  {known.created_at}  {known.label}  {known.scope or 'all names'}")
+            limits = [
+                known.scope or "all names",
+                *([f"role {known.role}"] if known.role != "agent" else []),
+                *([f"until {known.expires_at}"] if known.expires_at else []),
+                *([f"at most {known.max_tunnels} tunnels"] if known.max_tunnels else []),
+                *(["only " + ", ".join(known.protocols)] if known.protocols else []),
+            ]
+            click.echo(f"{known.id}  {known.created_at}  {escape(known.label)}  {'  '.join(limits)}")
 
 
 @token.command("delete")
@@ -419,3 +458,90 @@ def _tokens(config_path: Path | None, data: Path | None) -> Any:
     from rustunnel_py.admin import open_tokens
 
     return open_tokens(read_config(config_path, {}), data_path(data, os.environ))
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--captures", is_flag=True, help="Captured requests, too: beside FILE, as NAME.captured.db.")
+@config_option
+@data_option
+def backup(file: Path, captures: bool, config_path: Path | None, data: Path | None) -> None:
+    """Copy the server's database to FILE, while it runs or not: tokens, names, history, audit."""
+    from rustunnel_py.admin import back_up
+
+    made = back_up(read_config(config_path, {}), data_path(data, os.environ), file, captures=captures)
+    for path in made:
+        click.echo(str(path))
+
+
+@commands.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.option("--captures", is_flag=True, help="Captured requests, too: from NAME.captured.db beside FILE.")
+@config_option
+@data_option
+def restore(file: Path, captures: bool, config_path: Path | None, data: Path | None) -> None:
+    """Put a backup in the place of the server's database. The server must not run; what is there is moved away."""
+    from rustunnel_py.admin import restore as put_back
+
+    moved = put_back(read_config(config_path, {}), data_path(data, os.environ), file, captures=captures)
+    for path in moved:
+        click.echo(f"what was there is now {path}", err=True)
+
+
+@commands.command()
+@click.argument("request_id", metavar="ID")
+@click.option("--times", type=click.IntRange(1, 100), default=1, metavar="N", help="[1]")
+@click.option("--method", metavar="METHOD")
+@click.option("--path", metavar="PATH", help="With the query.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="Replaces it; NAME: alone removes it.")
+@click.option(
+    "--body", "body_file", type=click.File("r", encoding="utf-8"), metavar="FILE", help="- is standard input."
+)
+@click.option(
+    "--api", metavar="URL", help="A server elsewhere, with the token of RUSTUNNEL_TOKEN.  [the one of --data]"
+)
+@config_option
+@data_option
+def replay(
+    request_id: str,
+    times: int,
+    method: str | None,
+    path: str | None,
+    headers: tuple[str, ...],
+    body_file: Any,
+    api: str | None,
+    config_path: Path | None,
+    data: Path | None,
+) -> None:
+    """Send a captured request again, through its tunnel to its local service.
+
+    ID is the request's, as the API, the dashboard and error pages have it.
+    """
+    from rustunnel_py import admin
+
+    changes: dict[str, str | None] = {}
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not (name.strip() and colon):
+            raise ConfigError("--header", f"{header!r} is not NAME:VALUE")
+        changes[name.strip()] = value.strip() or None
+    sending = admin.Sending(method, path, changes or None, None if body_file is None else body_file.read())
+    address, token = _api(api, config_path, data)
+    for new_id, status, milliseconds in admin.replay(address, token, request_id, sending, times):
+        click.echo(f"{status}  {milliseconds} ms  {new_id}")
+
+
+def _api(url: str | None, config_path: Path | None, data: Path | None) -> tuple[Any, Secret]:
+    """Where an API answers, and the token for it."""
+    from rustunnel_py import admin
+    from rustunnel_py.model.access import Secret
+    from rustunnel_py.store.folder import ApiAddress
+
+    if url is None:
+        folder = data_path(data, os.environ)
+        return admin.running_server(folder), admin.admin_token(read_config(config_path, {}), folder)
+    if not url.startswith(("https://", "http://")):
+        raise ConfigError("--api", f"{url!r} is no URL")
+    if "RUSTUNNEL_TOKEN" not in os.environ:
+        raise ConfigError("RUSTUNNEL_TOKEN", "is not set; --api needs a token of that server")
+    return ApiAddress(url), Secret(os.environ["RUSTUNNEL_TOKEN"])

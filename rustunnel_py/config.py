@@ -74,8 +74,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
             "beside `domain`, `localhost` and IP addresses."
         ),
     ] = None
+    public_http_port: Annotated[
+        Port, Meta(description="The port of `http://` in public URLs, where a proxy or firewall maps it; 0: none does.")
+    ] = 0
+    public_https_port: Annotated[Port, Meta(description="The same for `https://`.")] = 0
     redirect_https: Annotated[
-        bool, Meta(description="`http://` of a tunnel is answered with a redirect to `https://` on `https_port`.")
+        bool, Meta(description="`http://` of a tunnel is answered with a redirect to `https://`.")
     ] = False
     trusted_proxies: Annotated[
         tuple[Text, ...],
@@ -306,7 +310,7 @@ class InspectConfig(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[int, Meta(ge=1, le=10_000)], Meta(description="Requests of a tunnel in memory, the newest.")
     ] = 500
     ring_bytes: Annotated[
-        Annotated[int, Meta(ge=2**20, le=2**40)],
+        Count,
         Meta(description="Bytes of all of them in memory; past that the tunnel that has most loses its oldest."),
     ] = 256 * 2**20
     rows_per_second: Annotated[

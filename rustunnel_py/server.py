@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
@@ -59,7 +58,7 @@ from rustunnel_py.transport.listen import Intake, bind, descriptor_ceiling, rais
 from rustunnel_py.transport.pump import open_pump
 from rustunnel_py.transport.stream import ConnectionStream
 from rustunnel_py.transport.tls import choose_certificate, server_context
-from rustunnel_py.watchdog import CrashLog, watched_loop
+from rustunnel_py.watchdog import CrashLog, log_what_the_interpreter_ignores, watched_loop
 
 if TYPE_CHECKING:
     import socket
@@ -147,7 +146,8 @@ async def serve(
 
                     publish()
                     stack.callback(folder.withdraw_address)
-                    chores.start_soon(keeper.watch, publish)
+                    if keeper.has_files:
+                        chores.start_soon(keeper.watch, publish)
                     if hangups is not None:
                         chores.start_soon(_renew_at_hangups, keeper, hangups, publish, parts.line_files)
                     task_status.started(ready)
@@ -245,7 +245,11 @@ class _Parts:
         self.registry = Registry(
             self._tcp, limits.tcp_port_range, trio.current_time, new_gate=lambda: gate_for(policies)
         )
-        self.registry.places = Places(config.server.domain, _port(sockets.http), _port(sockets.https))
+        self.registry.places = Places(
+            config.server.domain,
+            config.server.public_http_port or _port(sockets.http),
+            config.server.public_https_port or _port(sockets.https),
+        )
         pump.on_sweep(self.registry.sweep)
         self.inspector = Inspector(config.inspect, self.registry, pump, Captures(store.captured))
         self.audit = Audit(store.audit, self._line_file("logging.audit_log_path", config.logging.audit_log_path))
@@ -269,7 +273,8 @@ class _Parts:
             self.registry,
             fronts,
             region=config.region.id,
-            https=keeper.publicly_trusted,
+            # Who comes by a proxy that encrypts sees its certificate, not ours.
+            https=keeper.publicly_trusted or config.server.control_plain,
         )
         trusted = configuration.networks("server.trusted_proxies", config.server.trusted_proxies)
         self._trusted = trusted
@@ -300,6 +305,7 @@ class _Parts:
             is_stopping=stopping.is_set,
             rs_tunnel_parts=RsTunnel(self.leases, self.logins, self.telemetry, lambda: (control, keeper.pin)),
             audit=self.audit,
+            inspector=self.inspector,
             metrics=self.metrics,
             metrics_public=config.metrics.public,
         )
@@ -452,7 +458,7 @@ class _Parts:
             context=context,
             census=self._census,
             take_control=take_control,
-            redirect_port=_port(self._sockets.https) if server.redirect_https and context is None else None,
+            redirect_port=self.registry.places.https_port if server.redirect_https and context is None else None,
             trusted_proxies=tuple(self._trusted),
             intake=self._intake(scheme, self._ceiling),
             watch=self.inspector.watch if self._config.inspect.enabled else None,
@@ -486,6 +492,7 @@ def serve_command(config: Config, data: Path, *, executable: str) -> int:
     if sys.platform != "win32":
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to do, and no reason to die (P06)
     with logs.background_log(config.logging):
+        log_what_the_interpreter_ignores()
         return trio.run(_serve_until_signal, config, DataFolder(data), executable)
 
 

@@ -108,17 +108,42 @@ async def watched_loop() -> AsyncIterator[Watchdog]:
 
 
 class CrashLog:
-    """What the guards of the pump caught, for the log: each with its traceback, not more than so many."""
+    """What guards caught, for the log: each with its traceback, not more than so many. `crashes` counts them all."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        event: str = "a callback raised; its connection was ended",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.crashes = 0
+        self._event = event
         self._clock = clock
         self._bucket = Bucket(CRASHES_A_SECOND, clock(), CRASH_BURST)
         self._unsaid = 0
 
-    def __call__(self, error: Exception) -> None:
+    def __repr__(self) -> str:
+        return f"<CrashLog {self.crashes}>"
+
+    def __call__(self, error: BaseException) -> None:
+        self.crashes += 1
         if self._bucket.take(self._clock()):
             self._unsaid += 1
             return
         unsaid, self._unsaid = self._unsaid, 0
         more = {"unsaid": unsaid} if unsaid else {}
-        log.error("a callback raised; its connection was ended", exc_info=error, **more)
+        log.error(self._event, exc_info=error, **more)
+
+
+def log_what_the_interpreter_ignores() -> None:
+    """What is raised where nothing can catch it goes to the log, bounded.
+
+    A TLS name that is no ASCII is such a case: the ssl module fails on it before our callback is asked, and would
+    write a traceback straight to standard error, which may block.
+    """
+    crash_log = CrashLog("an exception was ignored by the interpreter")
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if unraisable.exc_value is not None:
+            crash_log(unraisable.exc_value)
+
+    sys.unraisablehook = hook

@@ -30,8 +30,15 @@ OTHER: dict[str, tuple[str, dict[str, object]]] = {
     "logging.level": ("'debug'", {}),
     "logging.format": ("'json'", {}),
     "logging.access_log_format": ("'json'", {}),
+    "limits.target_max_bytes": ("4096", {}),
+    "limits.header_max_bytes": ("4096", {}),
+    "limits.head_max_bytes": ("16384", {}),
     "limits.tcp_port_range": ("[30000, 30010]", {}),
     "names.reserved": ("['www', 'admin']", {}),
+    "inspect.redact": ("'strict'", {}),
+    "inspect.redact_hosts": ("['*.example.com=strict']", {}),
+    "inspect.redact_names": ("['x-internal-*']", {}),
+    "inspect.redact_patterns": ("['corp-[0-9]+']", {}),
 }
 
 
@@ -78,9 +85,10 @@ class TestEachKey:
         default = f"[{key.table}]\n{key.name} = {text}"
         again = {key.variable: text}
         assert read(load(default, again, {**companions, key.dotted: None}), key) == value
-        if isinstance(key.default, int | float) and not isinstance(key.default, bool):
-            assert read(load(default, {key.variable: "18"}, companions), key) == 18
-            assert read(load(default, {key.variable: "18"}, {key.dotted: 19}), key) == 19
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            one, two = value + 1, value + 2
+            assert read(load(default, {key.variable: str(one)}, companions), key) == one
+            assert read(load(default, {key.variable: str(one)}, {key.dotted: two}), key) == two
 
     def test_wrong_type_names_key_value_and_what_is_allowed(self, key: Key) -> None:
         with pytest.raises(ConfigError) as caught:

@@ -90,7 +90,7 @@ async def test_P10_the_stack_of_the_loop_is_what_the_thread_sees(monkeypatch: py
 
 def test_P09_crashes_are_logged_with_their_traceback_and_bounded() -> None:
     clock = Clock()
-    crash_log = CrashLog(clock)
+    crash_log = CrashLog(clock=clock)
     with capture_logs() as logged:
         for _ in range(100):
             crash_log(ValueError("oops"))

@@ -9,17 +9,17 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from quart import Response, request
+from quart import Response, request, websocket
 from quart_trio import QuartTrio
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 import rustunnel_py
-from rustunnel_py.api import observe, pages, rs_tunnel, rustunnel
-from rustunnel_py.api.caller import Doorkeeper, actor, current
+from rustunnel_py.api import captures, observe, pages, rs_tunnel, rustunnel
+from rustunnel_py.api.caller import Doorkeeper, actor, asked, current
 from rustunnel_py.api.routes import BODY_MAX, Auth, ErrorShown, Routes, answer
 from rustunnel_py.errors import BadCredentials, Denied, Forbidden, StoreError
-from rustunnel_py.hub.audit import AccessRefused
+from rustunnel_py.hub.audit import AccessRefused, unheard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rustunnel_py.api.rs_tunnel import RsTunnel
     from rustunnel_py.hub.accounts import Accounts
     from rustunnel_py.hub.audit import Audit
+    from rustunnel_py.hub.inspector import Inspector
     from rustunnel_py.hub.metrics import Metrics
     from rustunnel_py.hub.registry import Registry
     from rustunnel_py.hub.sessions import Sessions
@@ -63,6 +64,7 @@ def build_app(
     audit: Audit | None = None,
     metrics: Metrics | None = None,
     metrics_public: bool = False,
+    inspector: Inspector | None = None,
 ) -> Quart:
     """The REST API. `is_stopping` is asked by /api/health/ready: true from the first signal on.
 
@@ -81,6 +83,11 @@ def build_app(
         if request.blueprint == "rs_tunnel":
             return  # it has callers of its own
         if request.routing_exception is None and request.endpoint not in free:
+            await doorkeeper.admit()
+
+    @app.before_websocket
+    async def admit_websocket() -> None:
+        if websocket.routing_exception is None:
             await doorkeeper.admit()
 
     @app.after_request
@@ -111,6 +118,8 @@ def build_app(
     api = Routes("rustunnel", "/api", guard)
     server = Routes("server", "", guard)
     rustunnel.add_routes(api, registry, sessions, accounts, tunnel_log, audit)
+    if inspector is not None:
+        captures.add_routes(api, inspector, registry, unheard if audit is None else audit.note)
     observe.add_routes(server, is_stopping)
     if metrics is not None:
         observe.add_metrics(server, metrics, metrics_public, admit_admin)
@@ -129,7 +138,10 @@ class _SizedRequest(TrioRequest):
     """A request whose body may be as long as its route needs."""
 
     def __init__(self, method: str, scheme: str, path: str, *args: Any, **more: Any) -> None:
-        if rs_tunnel.owns_path(path):
+        most = captures.body_max(path)
+        if most is not None:
+            more["max_content_length"] = most
+        elif rs_tunnel.owns_path(path):
             more["max_content_length"] = rs_tunnel.body_max(path)
         super().__init__(method, scheme, path, *args, **more)
 
@@ -137,7 +149,7 @@ class _SizedRequest(TrioRequest):
 def _handle_errors(app: Quart) -> None:
     @app.errorhandler(Denied)
     async def denied(error: Denied) -> Response:
-        if rs_tunnel.owns_path(request.path):
+        if rs_tunnel.owns_path(asked().path):
             return rs_tunnel.show_error(error)
         response = show_error(error.status, str(error))
         if isinstance(error, BadCredentials):
@@ -146,14 +158,14 @@ def _handle_errors(app: Quart) -> None:
 
     @app.errorhandler(StoreError)
     async def store(error: StoreError) -> Response:
-        log.error("an API call failed in the store", path=request.path, error=str(error))
-        if rs_tunnel.owns_path(request.path):
+        log.error("an API call failed in the store", path=asked().path, error=str(error))
+        if rs_tunnel.owns_path(asked().path):
             return rs_tunnel.show_error(error)
         return show_error(503, "the server cannot store anything just now; try again later")
 
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> Response:
-        if rs_tunnel.owns_path(request.path):
+        if rs_tunnel.owns_path(asked().path):
             response = rs_tunnel.show_error(error)
         else:
             response = show_error(error.code or 500, _SENTENCES.get(error.code or 500, error.name.lower()))
@@ -164,8 +176,8 @@ def _handle_errors(app: Quart) -> None:
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
         error_id = secrets.token_hex(8)
-        log.error("an API call failed", id=error_id, method=request.method, path=request.path, exc_info=error)
-        if rs_tunnel.owns_path(request.path):
+        log.error("an API call failed", id=error_id, method=asked().method, path=asked().path, exc_info=error)
+        if rs_tunnel.owns_path(asked().path):
             return rs_tunnel.show_error(error)
         return answer(ErrorShown("internal server error", error_id), 500)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from quart import g, request
+from quart import g, has_websocket_context, request, websocket
 
 from rustunnel_py.errors import BadCredentials, Denied, Forbidden
 from rustunnel_py.hub.audit import Actor
@@ -21,6 +21,8 @@ from rustunnel_py.model.access import Caller, Secret
 from rustunnel_py.model.tunnel import Peer
 
 if TYPE_CHECKING:
+    from quart.wrappers.base import BaseRequestWebsocket
+
     from rustunnel_py.hub.accounts import Accounts
 
 _SAME_SITE = frozenset({"same-origin", "none"})  # what browsers say of their own page's, or of a typed address
@@ -42,7 +44,7 @@ class Doorkeeper:
 
     async def admit(self) -> None:
         """Set the current request's Caller. Raises BadCredentials, Forbidden, Misdirected."""
-        given = request.headers.getlist("Authorization")
+        given = asked().headers.getlist("Authorization")
         if not given:
             self.check_origin()
             raise BadCredentials("missing token")
@@ -54,12 +56,12 @@ class Doorkeeper:
     def check_origin(self) -> None:
         """For a request without a token. Raises Misdirected, Forbidden."""
         self.check_host()
-        if request.headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE:
+        if asked().headers.get("Sec-Fetch-Site", "none") not in _SAME_SITE:
             raise Forbidden("requests of other web sites are refused")
 
     def check_host(self) -> None:
         """For a page that links may lead to. Raises Misdirected."""
-        host = _host_name(request.headers.get("Host", ""))
+        host = _host_name(asked().headers.get("Host", ""))
         if not self._is_ours(host):
             raise Misdirected(
                 "this host name is not one of the dashboard's; if it should be, set server.dashboard_origin"
@@ -77,6 +79,11 @@ class Doorkeeper:
         return True
 
 
+def asked() -> BaseRequestWebsocket:
+    """What is being handled, a request or the opening of a WebSocket."""
+    return websocket if has_websocket_context() else request
+
+
 def current() -> Caller:
     """The caller of the request that is being handled."""
     caller = g.caller
@@ -91,7 +98,7 @@ def actor() -> Actor:
 
 def peer() -> Peer:
     """Where the request comes from; unknown where there is no socket."""
-    client = request.scope.get("client")
+    client = asked().scope.get("client")
     return Peer("", 0) if client is None else Peer(client[0], client[1])
 
 

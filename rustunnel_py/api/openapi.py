@@ -75,7 +75,9 @@ def document(routes: Sequence[Route], version: str, server_name: str) -> Json:
 def _shapes(routes: Iterable[Route]) -> Iterator[Any]:
     for route in routes:
         for gives in route.gives.values():
-            if not isinstance(gives, Gives):
+            if isinstance(gives, tuple):
+                yield from gives
+            elif not isinstance(gives, Gives):
                 yield gives
         if route.body is not None and not isinstance(route.body, Gives):
             yield route.body
@@ -154,6 +156,8 @@ def _parameter(schema: Json) -> Json:
 def _schema(shape: Any) -> Json:
     if isinstance(shape, Gives):
         return {}
+    if isinstance(shape, tuple):
+        return {"anyOf": [_schema(one) for one in shape]}
     (schema,), _ = msgspec.json.schema_components([shape], ref_template=_REF)
     return schema
 
@@ -248,6 +252,8 @@ def _fields(schema: Json) -> str:
 
 def _kind(schema: Json) -> str:
     """A schema in a few words, with links to shapes."""
+    if "prefixItems" in schema:
+        return "(" + ", ".join(_kind(one) for one in schema["prefixItems"]) + ")"
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#{name}">{name}</a>'

@@ -81,7 +81,7 @@ class Gives:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. `gives` maps statuses to a struct type, or to Gives."""
+    """One method of one path. `gives` maps statuses to a struct type, a tuple of those (one of them), or Gives."""
 
     name: str
     method: Literal["GET", "POST", "PUT", "DELETE", "PATCH"]
@@ -229,8 +229,8 @@ def parse_instant(name: str, text: str) -> datetime:
     raise BadRequest(f"{name}: a time such as 2025-06-01T12:00:00Z")
 
 
-def has_body() -> bool:
-    return bool(request.content_length) or "Transfer-Encoding" in request.headers
+async def has_body() -> bool:
+    return bool(await request.get_data(True, False))
 
 
 def check_json_type() -> None:
@@ -240,6 +240,14 @@ def check_json_type() -> None:
         raise WrongMediaType("the body must be application/json")
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise WrongMediaType("the body must not be compressed")
+
+
+async def read_body(most: int) -> bytes:
+    """Raises TooLong."""
+    body: bytes = await request.get_data(True, False)  # type: ignore[assignment]
+    if len(body) > most:
+        raise TooLong("the body is too long")
+    return body
 
 
 async def parse_body(shape: type[T], most: int = BODY_MAX) -> T:

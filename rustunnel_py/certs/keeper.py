@@ -15,6 +15,7 @@ import os
 import ssl
 import tempfile
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -139,7 +140,12 @@ class Keeper:
                 return pair.context
         return self._source.choose(name)
 
-    def reload(self) -> None:
+    @property
+    def has_files(self) -> bool:
+        """There are configured files to watch."""
+        return bool(self._files) or self._folder is not None
+
+    def reload(self, *, only_changed: bool = False) -> None:
         """Read the files again. What was in use stays in use if that raises ConfigError; bad pairs of the folder are
         only logged.
         """
@@ -149,8 +155,10 @@ class Keeper:
                 before = self._folder.troubles
                 self._folder.load(self._now())
                 self._tell_troubles(before)
-            self._seen = fingerprint(*self._files)  # before they are read: what is written meanwhile is seen next time
-            self._source = self._load()
+            seen = fingerprint(*self._files)  # before they are read: what is written meanwhile is seen next time
+            if seen != self._seen or not only_changed:
+                self._seen = seen
+                self._source = self._load()
         except ConfigError:
             self.failures += 1
             raise
@@ -164,10 +172,10 @@ class Keeper:
             return False  # gone for a moment, or for good: what is loaded stays
         return fingerprint(*self._files) != self._seen
 
-    async def renew(self) -> bool:
+    async def renew(self, *, only_changed: bool = False) -> bool:
         """`reload` in a thread, with a line in the log; whether it could be done."""
         try:
-            await trio.to_thread.run_sync(self.reload)
+            await trio.to_thread.run_sync(partial(self.reload, only_changed=only_changed))
         except ConfigError as error:
             log.error("certificates could not be loaded; the old ones stay in use", error=str(error))
             return False
@@ -175,13 +183,11 @@ class Keeper:
         return True
 
     async def watch(self, renewed: Callable[[], None] = lambda: None) -> None:
-        """Renew whenever configured files change, and call `renewed`."""
-        if not self._files and self._folder is None:
-            return
+        """Renew whenever configured files change, and call `renewed`; for ever."""
         while True:
             await trio.sleep(WATCH_SECONDS)
             # A folder may be on a network: nothing of it is waited for here.
-            if await trio.to_thread.run_sync(self.changed) and await self.renew():
+            if await trio.to_thread.run_sync(self.changed) and await self.renew(only_changed=True):
                 renewed()
 
     def _tell_troubles(self, before: dict[str, str]) -> None:

@@ -165,11 +165,13 @@ class HttpEdge:
     # connections
 
     def _accepted(self, sock: socket.socket, peer: Peer) -> None:
-        source = self.census.enter(peer.ip)
+        trusted = self.shared.trusted
+        is_proxy = trusted is not None and peer.ip in trusted
+        source = self.census.enter(peer.ip, many=is_proxy)
         if source is None:
             self._refuse(sock)
             return
-        if self._context is not None and not self.census.may_shake_hands(source, self._pump.now):
+        if self._context is not None and not is_proxy and not self.census.may_shake_hands(source, self._pump.now):
             self.census.leave(source)
             sock.close()
             return

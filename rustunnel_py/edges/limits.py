@@ -118,15 +118,18 @@ class Census:
         """One more refusal."""
         self.refusals[code] = self.refusals.get(code, 0) + 1
 
-    def enter(self, ip: str) -> str | None:
-        """Count one more connection: the key to `leave` with, or None where a limit is reached."""
+    def enter(self, ip: str, *, many: bool = False) -> str | None:
+        """Count one more connection: the key to `leave` with, or None where a limit is reached.
+
+        `many`: behind that address are many visitors, so that its own limit does not hold.
+        """
         limits = self.limits
         if limits.connections and self.now >= limits.connections:
             self.count("too-many-connections")
             return None
         source = source_of(ip)
         here = self._by_source.get(source, 0)
-        if limits.connections_per_source and here >= limits.connections_per_source:
+        if limits.connections_per_source and here >= limits.connections_per_source and not many:
             self.count("too-many-connections-of-address")
             return None
         self._by_source[source] = here + 1

@@ -18,7 +18,6 @@ hot path pays one `if`. A policy that watches or changes traffic passes with a `
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, TypeAlias
@@ -221,16 +220,7 @@ def edited(head: RequestHead, changes: Pass) -> RequestHead:
     """The head with a Pass's edits; framing, Host and forwarding lines are not among what can be edited."""
     if not changes.remove and not changes.add:
         return head
-    lines = [
-        line
-        for line in head.block.forward.split(b"\r\n")
-        if line and line.partition(b":")[0].lower() not in changes.remove
-    ]
-    lines += [b"%b: %b" % pair for pair in changes.add]
-    block = copy.copy(head.block)
-    block.forward = b"".join(line + b"\r\n" for line in lines)
-    block.start = b" HTTP/1.1\r\nHost: %b\r\n%b" % (block.host_line, block.forward)
-    return head._replace(block=block)
+    return head._replace(block=head.block.edited(changes.remove, changes.add))
 
 
 def _both(inner: Callable[[Link], Link], outer: Callable[[Link], Link]) -> Callable[[Link], Link]:

@@ -39,7 +39,7 @@ from rustunnel_py.model.tunnel import Peer
 from rustunnel_py.store.captures import ROWS_A_TRANSACTION, Captures, Filter, Found, Retention
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from rustunnel_py.config import InspectConfig
     from rustunnel_py.hub.registry import Registry, Tunnel
@@ -196,7 +196,7 @@ class Inspector:
             due = trio.current_time()
             while True:
                 due = max(due + WRITE_SECONDS, trio.current_time())
-                await trio.sleep(due - trio.current_time())
+                await trio.sleep(max(0.0, due - trio.current_time()))
                 await self.write()
                 await self.prune()
         finally:
@@ -213,11 +213,13 @@ class Inspector:
         live = [ring for ring in self._rings.values() if self._registry.get(ring.tunnel_id) is not None]
         await self._store(_shared_evenly(live, self._config.rows_per_second))
         for ring in ended:
-            if await self._store(_waiting(ring)):
+            if not self._config.rows_per_second or (await self._store(_waiting(ring)) and not _waiting(ring)):
                 self._let_go(ring)
 
     async def flush(self) -> None:
-        """All that waits, whatever the rate."""
+        """All that waits, whatever the rate; nothing where memory is all there shall be."""
+        if not self._config.rows_per_second:
+            return
         for ring in list(self._rings.values()):
             await self._store(_waiting(ring))
 
@@ -231,9 +233,7 @@ class Inspector:
             self._note_trouble(error)
 
     def _let_go(self, ring: TunnelRing) -> None:
-        """Its tunnel has ended and everything is stored."""
-        if any(not recording.stored for recording in ring):
-            return  # one came in meanwhile
+        """Its tunnel has ended."""
         self._rings.pop(ring.tunnel_id, None)
         ring.is_listed = False
         ring.close()
@@ -247,7 +247,8 @@ class Inspector:
         async with self._writing:
             for at in range(0, len(recordings), ROWS_A_TRANSACTION):
                 batch = [recording for recording in recordings[at : at + ROWS_A_TRANSACTION] if not recording.stored]
-                captures = [capture async for capture in self._ready(batch, keep=False)]
+                captures = await self._ready(batch, keep=False)
+                batch = [recording for recording in batch if not recording.stored]
                 owners = {recording.ring.tunnel_id: recording.ring.owner for recording in batch}
                 try:
                     await self._captures.write(captures, owners)
@@ -298,7 +299,7 @@ class Inspector:
     # from recordings to captures
 
     def _set_clock(self) -> None:
-        offset = self._wall() - datetime.fromtimestamp(0, UTC) - timedelta(seconds=trio_now())
+        offset = self._wall() - datetime.fromtimestamp(0, UTC) - timedelta(seconds=trio.current_time())
         if abs(offset - self._offset) > CLOCK_SLACK:
             self._offset = offset
 
@@ -307,22 +308,37 @@ class Inspector:
         capture.pinned = capture.seq in self._pinned
         return capture
 
-    async def _ready(self, recordings: Iterable[Recording], *, keep: bool) -> AsyncIterator[Capture]:
-        """Redact them, a millisecond at a time; heavy ones in a thread, where the interpreter switches by itself."""
-        until = trio_now() + SLICE_SECONDS
+    async def _ready(self, recordings: Iterable[Recording], *, keep: bool) -> list[Capture]:
+        """Redact them, a millisecond at a time, so that traffic has its turn in between."""
+        captures: list[Capture] = []
+        until = trio.current_time() + SLICE_SECONDS
         for recording in recordings:
             capture = self._views.get(recording.seq)
             if capture is None:
-                if recording.heavy:
-                    capture = await trio.to_thread.run_sync(self._capture, recording)
-                else:
-                    capture = self._capture(recording)
-                if keep:
-                    self._keep_view(capture, recording.size)
-            yield capture
-            if trio_now() >= until:
+                capture = await self._one_ready(recording, keep=keep)
+            if capture is not None:
+                captures.append(capture)
+            if trio.current_time() >= until:
                 await trio.lowlevel.checkpoint()
-                until = trio_now() + SLICE_SECONDS
+                until = trio.current_time() + SLICE_SECONDS
+        return captures
+
+    async def _one_ready(self, recording: Recording, *, keep: bool) -> Capture | None:
+        """In a thread where that takes long: there the interpreter switches by itself. None: it cannot be redacted."""
+        try:
+            if recording.heavy:
+                capture = await trio.to_thread.run_sync(self._capture, recording)
+            else:
+                capture = self._capture(recording)
+        except Exception as error:
+            # Nothing that passes through a tunnel may end the server; what cannot be redacted stays here.
+            log.exception("a capture could not be made ready", error=repr(error), visit=recording.id)
+            recording.stored = True
+            self._overwritten += 1
+            return None
+        if keep:
+            self._keep_view(capture, recording.size)
+        return capture
 
     def _keep_view(self, capture: Capture, size: int) -> None:
         self._views[capture.seq] = capture
@@ -336,7 +352,9 @@ class Inspector:
 
     async def view(self, recording: Recording) -> Capture:
         """What a viewer may see of a recording."""
-        return await anext(self._ready([recording], keep=True))
+        for capture in await self._ready([recording], keep=True):
+            return capture
+        raise NotFound("request not found")
 
     # who may see what
 
@@ -366,7 +384,7 @@ class Inspector:
         await self.require(caller, tunnel_id)
         ring = self._rings.get(tunnel_id)
         newest = [] if ring is None else list(itertools.islice(reversed(ring), limit))
-        captures = {capture.seq: capture async for capture in self._ready(newest, keep=True)}
+        captures = {capture.seq: capture for capture in await self._ready(newest, keep=True)}
         if len(captures) < limit:
             try:
                 found = await self._captures.search(tunnel_id, Filter(), None, limit)
@@ -394,7 +412,7 @@ class Inspector:
         before = cursor if cursor is not None else 2**62
         ring = self._rings.get(tunnel_id)
         waiting = [] if ring is None else [one for one in reversed(ring) if not one.stored and one.seq < before]
-        captures = {capture.seq: capture async for capture in self._ready(waiting, keep=True) if wanted.fits(capture)}
+        captures = {capture.seq: capture for capture in await self._ready(waiting, keep=True) if wanted.fits(capture)}
         found = await self._captures.search(tunnel_id, wanted, cursor, limit)
         captures.update((capture.seq, capture) for capture in found.captures)
         newest = sorted(captures.values(), key=_seq, reverse=True)
@@ -621,10 +639,6 @@ class Inspector:
 
 
 _NOWHERE = Peer("127.0.0.1", 0)  # a replay comes in by no edge
-
-
-def trio_now() -> float:
-    return trio.current_time()
 
 
 def _tier_of(entry: str) -> tuple[str, Tier]:

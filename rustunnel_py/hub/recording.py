@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from rustunnel_py.model.capture import Capture, Kind, Message
 from rustunnel_py.model.ring import Budget, Ring
+from rustunnel_py.wire.http1 import RequestHead
 from rustunnel_py.wire.messages import Allowance, EventWatcher, FrameWatcher, Seen
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rustunnel_py.model.redact import Redactor
     from rustunnel_py.model.tunnel import Peer
     from rustunnel_py.model.visit import Visit
-    from rustunnel_py.wire.http1 import Headers, ReplyHead, RequestHead
+    from rustunnel_py.wire.http1 import Headers, ReplyHead
 
 MESSAGES_MAX = 1000  # messages of one exchange that are kept; the others are counted
 FRAMES_PER_SECOND = 5000  # WebSocket frames watched, in both directions together: some percent of a core
@@ -121,21 +122,24 @@ class Recording:
     """The tap of one exchange, and its place in the ring."""
 
     __slots__ = (
-        "_arrived", "_begun", "_connection", "_first", "_head", "_milliseconds", "_reply", "_reply_body",
-        "_reply_bytes", "_request_body", "_request_bytes", "_rest", "_scheme", "_status", "_visitor", "id", "ring",
-        "seq", "size", "stored",
+        "_arrived", "_begun", "_block", "_connection", "_first", "_method", "_milliseconds", "_minor", "_reason",
+        "_reply", "_reply_body", "_reply_bytes", "_request_body", "_request_bytes", "_rest", "_scheme", "_status",
+        "_target", "_visitor", "id", "ring", "seq", "size", "stored",
     )  # fmt: skip
 
     def __init__(self, ring: TunnelRing, visit: Visit, head: RequestHead) -> None:
         self.ring = ring
         self.id = visit.id
-        self._head = head
+        # The parts, not the heads: the collector has to walk over every object that a full ring keeps.
+        self._method, self._target, self._minor, self._block = head
         self._visitor = visit.visitor
         self._scheme = visit.scheme
         self._connection = id(visit.connection)
         self._arrived = visit.arrived
         self._begun = self._first = 0.0
-        self._reply: ReplyHead | None = None
+        self._reply: Headers | None = None
+        self._reason = b""
+        self.size = 0
         self._request_body: bytes | bytearray = b""
         self._reply_body: bytes | bytearray = b""
         self._request_bytes = self._reply_bytes = 0
@@ -143,7 +147,7 @@ class Recording:
         self.stored = False
 
     def __repr__(self) -> str:
-        return f"<Recording {self._head.method.decode('latin-1')} {self.id}>"
+        return f"<Recording {self._method.decode('latin-1')} {self.id}>"
 
     # the tap
 
@@ -162,7 +166,9 @@ class Recording:
             self._request_body = _longer(self._request_body, data[: most - have])
 
     def head(self, head: ReplyHead) -> None:
-        self._reply = head
+        self._reply = head.headers
+        self._reason = head.reason
+        self.size = 2 * len(head.forward)  # each line is there twice: as it came, and cut
         self._first = self.ring.clock.now
         if head.body < 0 and _EVENT_STREAM in head.forward:
             rest = self._needs_rest()
@@ -230,9 +236,7 @@ class Recording:
         self._status = status
         self._milliseconds = milliseconds
         self.seq = next(ring.numbers)
-        size = OVERHEAD + len(self._head.block.raw) + len(self._request_body) + len(self._reply_body)
-        if self._reply is not None:
-            size += 2 * len(self._reply.forward)
+        size = self.size + OVERHEAD + len(self._block.raw) + len(self._request_body) + len(self._reply_body)
         if self._rest is not None:
             size += self._size_of_rest(self._rest)
         self.size = size
@@ -267,7 +271,7 @@ class Recording:
     @property
     def request(self) -> RequestHead:
         """Unredacted: for a replay only."""
-        return self._head
+        return RequestHead(self._method, self._target, self._minor, self._block)
 
     @property
     def request_body(self) -> bytes:
@@ -281,7 +285,7 @@ class Recording:
 
     @property
     def is_upgrade(self) -> bool:
-        return self._head.is_upgrade
+        return self._block.upgrade_websocket
 
     @property
     def heavy(self) -> bool:
@@ -290,7 +294,7 @@ class Recording:
 
     def capture(self, now: float, wall: datetime) -> Capture:
         """What may leave the ring: redacted. `now` and `wall` are the same instant on both clocks."""
-        head, reply, rest = self._head, self._reply, self._rest
+        rest = self._rest
         redactor = self.ring.redactor
         arrived, begun, first = self._arrived, self._begun, self._first
         capture = Capture(
@@ -301,9 +305,9 @@ class Recording:
             captured_at=wall + timedelta(seconds=arrived - now),
             visitor=self._visitor,
             scheme=self._scheme,
-            method=head.method.decode("latin-1"),
-            path=redactor.target(head.target).decode("latin-1"),
-            minor=head.minor,
+            method=self._method.decode("latin-1"),
+            path=redactor.target(self._target).decode("latin-1"),
+            minor=self._minor,
             request_headers=(),
             request_bytes=self._request_bytes,
             status=self._status,
@@ -316,7 +320,7 @@ class Recording:
             capture.first_byte_ms = (first - arrived) * 1000.0
             if begun:
                 capture.agent_ms = (first - begun) * 1000.0
-        judged = redactor.judge(head.block.headers)
+        judged = redactor.judge(self._block.headers)
         capture.request_headers = judged.headers
         body = self._request_body
         if body:
@@ -325,9 +329,9 @@ class Recording:
             capture.request_withheld = kept is None
             capture.request_body = kept or b""
         body = self._reply_body
-        if reply is not None:
-            judged = redactor.judge(reply.headers)
-            capture.reason = reply.reason.decode("latin-1")
+        if self._reply is not None:
+            judged = redactor.judge(self._reply)
+            capture.reason = self._reason.decode("latin-1")
             capture.response_headers = judged.headers
         elif rest is not None and rest.answered is not None:
             judged = redactor.judge(_fields(rest.answered[0]))

@@ -79,9 +79,9 @@ _VALUE = (
 _GIVEN = re.compile(
     rb"[\w.\-\[\]%]{0,64}+(?:"
     rb"\\*[\"']?\s{0,8}(?:=>|[:=])\s{0,8}" + _VALUE  # name: value, "name": "value", name=value
-    + rb"|[^<>\n]{0,128}>([^<]++)<"  # <name>value<
-    rb"|[\"']\s{1,8}(?:type=[\"']\w{0,16}[\"']\s{1,8})?(?:value|content)\s{0,4}=\s{0,4}" + _VALUE  # HTML
-    + rb"|[\"'][^\n]{0,256}\r\n(?:[^\r\n]{1,256}\r\n){0,8}\r\n((?:(?!\r\n--).){1,65536}+)"  # a part of a form
+    + rb"|[\"'][^<>\n]{0,128}?\s(?:value|content)\s{0,4}=\s{0,4}" + _VALUE  # name="name" … value="value"
+    + rb"|[^<>\n]{0,128}>\s{0,64}([^<\s][^<]*+)<"  # <name>value<
+    rb"|[\"'][^\n]{0,256}\r\n(?:[^\r\n]{1,256}\r\n){0,8}\r\n((?:(?!\r\n--).){1,65536}+)"  # a part of a form
     rb")",
     re.DOTALL,
 )  # fmt: skip
@@ -130,6 +130,7 @@ class Redactor:
         self._known: dict[str, bool] = {}
         self._blocks: dict[Headers, Judged] = {}
         self._clean: dict[bytes, None] = {}
+        self._targets: dict[bytes, bytes] = {}
 
     def __repr__(self) -> str:
         return f"<Redactor {self.tier}>"
@@ -196,9 +197,18 @@ class Redactor:
         return self.text(value) or MARK
 
     def target(self, target: bytes) -> bytes:
-        """A request target or a URL, its secret query values masked."""
+        """A request target or a URL, its secret query values masked; those that come again cost one look-up."""
         if self.tier == "none":
             return target
+        masked = self._targets.get(target)
+        if masked is None:
+            masked = self._target(target)
+            if len(self._targets) >= REMEMBERED:
+                self._targets.clear()
+            self._targets[target] = masked
+        return masked
+
+    def _target(self, target: bytes) -> bytes:
         if b"?" in target:
             target = self._address(target)
         return self.text(target) or MARK if self._looks_suspicious(target) else target

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -193,6 +194,7 @@ class Captures:
     async def write(self, captures: Sequence[Capture], owners: dict[str, str]) -> None:
         """All of them, in one transaction. `owners` by tunnel id."""
         rows = sorted((_row(capture) for capture in captures), key=lambda row: row[0])
+        sizes: dict[int, int] = {row[0]: row[3] for row in rows}
         unknown = {tunnel_id: owner for tunnel_id, owner in owners.items() if tunnel_id not in self._keys}
         keys = dict(self._keys)
 
@@ -217,7 +219,7 @@ class Captures:
         for capture in captures:
             share = self.shares.setdefault(capture.tunnel_id, Share())
             share.rows += 1
-            share.bytes += size_of(capture)
+            share.bytes += sizes[capture.seq]
         self.last_seq = max(self.last_seq, max((capture.seq for capture in captures), default=0))
 
     async def pin(self, tunnel_id: str, capture_id: str, pinned: bool) -> bool:
@@ -517,7 +519,7 @@ def _row(capture: Capture) -> list[Any]:
 
 
 def _flat(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, ...]:
-    return tuple(part for pair in headers for part in pair)
+    return tuple(chain.from_iterable(headers))
 
 
 def _pairs(flat: tuple[bytes, ...]) -> tuple[tuple[bytes, bytes], ...]:

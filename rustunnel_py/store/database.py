@@ -433,6 +433,11 @@ def _scripts(folder: str) -> list[str]:
     return [script.read_text("utf-8") for script in scripts]
 
 
+def newest_schema(folder: Literal["main", "captured"]) -> int:
+    """The schema version that this program writes."""
+    return len(_scripts(folder))
+
+
 async def _migrate(connection: aiosqlite.Connection, path: Path, scripts: Sequence[str]) -> None:
     version = cast("int", await _pragma(connection, "user_version"))
     if version > len(scripts):

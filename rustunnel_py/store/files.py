@@ -123,9 +123,9 @@ def remove(path: Path) -> None:
         beside(path, suffix).unlink(missing_ok=True)
 
 
-def set_aside(path: Path, now: datetime) -> Path:
-    """Rename a broken database and what belongs to it; gives its new name."""
-    stamp = f".broken-{now:%Y%m%dT%H%M%SZ}"
+def set_aside(path: Path, now: datetime, why: str = "broken") -> Path:
+    """Rename a database and what belongs to it; gives its new name."""
+    stamp = f".{why}-{now:%Y%m%dT%H%M%SZ}"
     aside = beside(path, stamp)
     number = 1
     while aside.exists():
@@ -136,7 +136,7 @@ def set_aside(path: Path, now: datetime) -> Path:
             if beside(path, suffix).exists():
                 os.rename(beside(path, suffix), beside(aside, suffix))
     except OSError as error:
-        raise StoreError(f"{path} is damaged and cannot be moved away: {error.strerror}") from error
+        raise StoreError(f"{path} cannot be moved away: {error.strerror}") from error
     return aside
 
 

@@ -1,7 +1,7 @@
 """Listening sockets, the handler that accepts from one and survives everything, and real addresses.
 
-Where a trusted proxy connects, a PROXY header comes first (`wire/proxy.py`), before TLS too. It is peeked at and then
-read to its last byte, so that whoever gets the socket knows nothing of it.
+Where a trusted proxy connects, a PROXY header comes first (`wire/proxy.py`), before TLS too. It is read to its last
+byte and not further, so that whoever gets the socket knows nothing of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rustunnel_py.errors import PortInUse, WireError
 from rustunnel_py.model.networks import Networks
 from rustunnel_py.model.tunnel import Peer
-from rustunnel_py.transport.pump import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, SWEEP_SECONDS, Pump
+from rustunnel_py.transport.pump import EPOLLIN, Pump
 from rustunnel_py.transport.tcp import peer_of
 from rustunnel_py.wire import proxy
 
@@ -292,7 +292,7 @@ class Listener:
 class _Introduction:
     """An accepted socket of a proxy until its PROXY header is there; then it is handed on as if just accepted."""
 
-    __slots__ = ("_deadline", "_listener", "_peer", "_seen", "due", "pump", "sock")
+    __slots__ = ("_header", "_listener", "_peer", "due", "pump", "sock")
 
     def __init__(self, listener: Listener, sock: socket.socket, peer: Peer) -> None:
         sock.setblocking(False)
@@ -300,41 +300,38 @@ class _Introduction:
         self.sock = sock
         self._listener = listener
         self._peer = peer
-        self._seen = 0  # bytes of an incomplete header
-        self._deadline = self.due = self.pump.now + INTRODUCTION_SECONDS
+        self._header = bytearray()
+        self.due = self.pump.now + INTRODUCTION_SECONDS
         self.pump.add(self)
 
     def ready(self, flags: int) -> None:
         if self.sock.fileno() < 0:
             return
+        header = self._header
         try:
-            came = self.sock.recv(proxy.V2_MAX + 16, socket.MSG_PEEK)
-            header = proxy.read(came) if came else None
+            while size := proxy.missing(header):
+                came = self.sock.recv(size)
+                if not came:
+                    self.abort()
+                    return
+                header += came
+                if len(header) <= len(proxy.SIGNATURE) + 4:
+                    proxy.read(header)  # raises for what never becomes a header
+            read = proxy.read(header)
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, WireError):
             self.abort()
             return
-        if header is not None:
-            self.sock.recv(header.size)
-            self.pump.drop(self)
-            self._listener._introduced(self, self._peer if header.source is None else Peer(*header.source))
-        elif not came or flags & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            self.abort()
-        else:
-            self._seen = len(came)
-            # What is only peeked at would wake the portable pump for ever: it looks again at the next sweep.
-            self.due = min(self._deadline, self.pump.now + SWEEP_SECONDS)
+        self.pump.drop(self)
+        source = read.source if read is not None else None
+        self._listener._introduced(self, self._peer if source is None else Peer(*source))
 
     def expired(self) -> None:
-        if self.pump.now >= self._deadline:
-            self.abort()
-        else:
-            self.due = self._deadline
-            self.ready(0)
+        self.abort()
 
     def wants(self) -> int:
-        return 0 if self._seen else EPOLLIN
+        return EPOLLIN
 
     def flush(self) -> None:
         pass

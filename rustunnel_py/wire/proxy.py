@@ -23,6 +23,9 @@ _V1_MAX = 107  # section 2.1, with the CRLF
 # Addresses take 36 bytes (216 for UNIX); TLVs carry names and at most a client certificate.
 V2_MAX = 8 * 1024
 
+_LEAST = len("PROXY UNKNOWN\r\n")
+_LEAST_TCP = len("PROXY TCP6 :: :: 1 1\r\n")
+
 _V1_KNOWN = re.compile(rb"PROXY TCP([46]) ([0-9a-fA-F.:]{2,45}) ([0-9a-fA-F.:]{2,45}) ([0-9]{1,5}) ([0-9]{1,5})\r\n")
 _V1_UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [\x20-\x7e]*)?\r\n")
 _LOCAL, _PROXY = 0x20, 0x21
@@ -87,6 +90,26 @@ def read(data: Buffer) -> ProxyHeader | None:
     if start[:6] == b"PROXY "[: len(start)]:
         return _read_v1(bytes(data[:_V1_MAX]))
     raise WireError("no PROXY header")
+
+
+def missing(data: Buffer) -> int:
+    """Of the header that begins with `data` at least so many bytes are still to come; 0: `read` knows what it is.
+
+    For who must not take a byte of what follows the header.
+    """
+    size = len(data)
+    if not size:
+        return _LEAST
+    if data[0] == SIGNATURE[0]:
+        if size < 16:
+            return 16 - size
+        whole: int = 16 + struct.unpack("!H", data[14:16])[0]
+        return max(0, whole - size) if whole <= 16 + V2_MAX else 0
+    if data[size - 1] == 0x0A or size >= _V1_MAX:
+        return 0
+    if size < _LEAST:
+        return _LEAST - size
+    return max(1, _LEAST_TCP - size) if bytes(data[6:9]) == b"TCP" else 1
 
 
 def _read_v1(data: bytes) -> ProxyHeader | None:

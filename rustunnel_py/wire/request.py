@@ -7,6 +7,7 @@ Nothing in a head depends on both but what `_judge_together` checks.
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,8 @@ from rustunnel_py.wire.fields import (
 from rustunnel_py.wire.forwarding import FORWARDED_FAMILY, REQUEST_FIELDS, Field, without_named
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from rustunnel_py.wire.fields import Headers, HeadLimits
     from rustunnel_py.wire.sink import Buffer
 
@@ -137,6 +140,19 @@ class RequestBlock:
 
     def __repr__(self) -> str:
         return f"<RequestBlock {self.host or '-'} {len(self.headers)} fields body={self.body}>"
+
+    def edited(self, remove: Collection[bytes], add: Headers) -> RequestBlock:
+        """This block without the lines to send on that `remove` names (in lower case), then with those of `add`.
+
+        Host, framing and forwarding lines are not among them; `raw` and `headers` stay what the visitor sent.
+        """
+        lines = self.forward.split(b"\r\n")[:-1]
+        kept = [line + b"\r\n" for line in lines if line.partition(b":")[0].lower() not in remove]
+        kept += [b"%b: %b\r\n" % pair for pair in add]
+        block = copy.copy(self)
+        block.forward = b"".join(kept)
+        block.start = b" HTTP/1.1\r\nHost: %b\r\n%b" % (block.host_line, block.forward)
+        return block
 
     def _judge_host(self, values: list[bytes]) -> None:
         if len(values) > 1:

@@ -783,3 +783,19 @@ def test_after_a_go_away_no_new_stream_is_opened_but_what_is_open_ends_well() ->
     bench.connect()
     bench.reply(bench.streams[0], OK)
     assert waiting.events[-1] == "end"
+
+
+def test_a_go_away_ends_the_streams_that_are_kept_idle_so_that_another_data_socket_comes_soon() -> None:
+    bench = LinkBench()
+    turn = bench.request()
+    bench.reply(bench.streams[0], OK)
+    assert turn.events[-1] == "end"
+    bench.agent.session.go_away()
+    bench.settle()
+    assert bench.lost == []  # the stream is open still
+    bench.link.sweep(bench.pump.now)
+    bench.settle()
+    assert bench.streams[0].events == ["eof"]
+    bench.end(bench.streams[0])
+    assert not bench.link.connected
+    assert len(bench.lost) == 1

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-PORTS = {"tcp_port_range": (31000, 31999)}
+PORTS: dict[str, object] = {"tcp_port_range": (31000, 31999)}
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
 
@@ -57,11 +57,17 @@ async def test_1_the_recorded_upgrade_requests_are_taken_as_they_are(whole: Whol
             path = recorded.split(" ")[1]
             session = path.removeprefix("/_data/")
             stream = await whole.raw_tls()
-            await stream.send_all(recorded.replace(session, agent.session_id).encode() if session != path else recorded.encode())
+            await stream.send_all(
+                recorded.replace(session, agent.session_id).encode() if session != path else recorded.encode()
+            )
             answer = bytes(await stream.receive_some(4096)).partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
             assert answer[0].startswith(b"http/1.1 101 ")
             # Nothing but what the handshake needs: no subprotocol, no extension, no header of ours.
-            assert {line.partition(b":")[0] for line in answer[1:]} == {b"connection", b"upgrade", b"sec-websocket-accept"}
+            assert {line.partition(b":")[0] for line in answer[1:]} == {
+                b"connection",
+                b"upgrade",
+                b"sec-websocket-accept",
+            }
             await trio.aclose_forcefully(stream.transport_stream)
         agent._reconnect_data = False
 
@@ -287,7 +293,7 @@ async def test_2_nothing_is_said_before_auth_ok_and_auth_ok_is_first(whole: Whol
 
 
 async def test_2_no_text_that_should_lead_to_a_retry_has_the_letters_auth(tmp_path: Path) -> None:
-    table = {"reserved": ["author", "admin"]}
+    table: dict[str, object] = {"reserved": ["author", "admin"]}
     async with whole_server(tmp_path, names=table, limits={"tcp_port_range": (0, 0)}) as whole:
         token, _ = await whole.new_token("one")
         async with whole.agent() as admin, whole.agent(token) as agent:
@@ -341,7 +347,9 @@ async def test_2_new_connection_says_http_for_https(whole: WholeServer) -> None:
         (TEXT, b'{"type":"auth","token":"x","client_version":"0.7.8"}', None),
     ],
 )
-async def test_3_1_what_another_first_frame_leads_to(whole: WholeServer, op: int, raw: bytes, answer: str | None) -> None:
+async def test_3_1_what_another_first_frame_leads_to(
+    whole: WholeServer, op: int, raw: bytes, answer: str | None
+) -> None:
     """Recording 19. C07: nothing is done before `auth`."""
     control = await whole.dial("/_control")
     await control.send(op, raw)

@@ -18,7 +18,7 @@ from tests.support.whole_server import read_to_end, whole_server
 if TYPE_CHECKING:
     from pathlib import Path
 
-PORTS = {"tcp_port_range": (31000, 31999)}
+PORTS: dict[str, object] = {"tcp_port_range": (31000, 31999)}
 
 
 async def silent(stream: trio.SocketStream) -> None:
@@ -303,10 +303,7 @@ async def test_both_pumps_serve_a_stock_agent(tmp_path: Path, pump: str) -> None
 
 async def test_ctrl_c_ends_the_session_and_frees_its_names_at_once(tmp_path: Path) -> None:
     async with whole_server(tmp_path, limits=PORTS) as whole:
-        async with whole.leaves_nothing():
-            async with whole.serving(1) as agent:
-                await agent.close()
-                await whole.until(lambda: whole.tunnel("demo") is None)
+        async with whole.leaves_nothing(), whole.serving(1) as agent:
+            await agent.close()
+            await whole.until(lambda: whole.tunnel("demo") is None)
         assert (await whole.get("demo")).status == 404
-
-

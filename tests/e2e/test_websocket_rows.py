@@ -283,7 +283,13 @@ async def test_W13_after_its_close_frame_nothing_of_an_agent_counts_and_the_conn
     async with whole.agent() as agent:
         await agent.register("http", 1, subdomain="demo")
         assert agent.control is not None
-        wish = {"type": "register_tunnel", "request_id": "9", "protocol": "http", "subdomain": "late", "local_addr": "x"}
+        wish = {
+            "type": "register_tunnel",
+            "request_id": "9",
+            "protocol": "http",
+            "subdomain": "late",
+            "local_addr": "x",
+        }
         await agent.control.stream.send_all(closing(1000) + frame(BINARY, json.dumps(wish).encode()))
         assert await code_of(agent.control) is None  # though the agent holds its own side open
         await whole.until(lambda: len(whole.sessions) == 0)
@@ -297,7 +303,9 @@ async def test_W13_after_its_close_frame_nothing_of_an_agent_counts_and_the_conn
 async def test_W14_no_extension_is_negotiated(whole: WholeServer, offer: str) -> None:
     async with whole.agent() as agent:
         for path in ("/_control", f"/_data/{agent.session_id}"):
-            answer = await _upgrade(whole, path, f"Sec-WebSocket-Extensions: {offer}\r\nSec-WebSocket-Protocol: chat\r\n")
+            answer = await _upgrade(
+                whole, path, f"Sec-WebSocket-Extensions: {offer}\r\nSec-WebSocket-Protocol: chat\r\n"
+            )
             assert answer.startswith(b"http/1.1 101 ")
             assert b"extensions" not in answer
             assert b"protocol:" not in answer
@@ -364,7 +372,9 @@ async def test_W17_one_frame_in_many_segments_and_many_frames_in_one_are_the_sam
         for byte in frame(BINARY, YAMUX_PING):
             await data.stream.send_all(bytes((byte,)))
         assert await data.receive() == (BINARY, YAMUX_PONG)
-        await data.stream.send_all(frame(BINARY, YAMUX_PING[:5]) * 0 + b"".join(frame(BINARY, bytes((b,))) for b in YAMUX_PING))
+        await data.stream.send_all(
+            frame(BINARY, YAMUX_PING[:5]) * 0 + b"".join(frame(BINARY, bytes((b,))) for b in YAMUX_PING)
+        )
         assert await data.receive() == (BINARY, YAMUX_PONG)
         await data.drop()
 

@@ -1,4 +1,4 @@
-# ruff: noqa: ASYNC220, ASYNC240  (a test may look at files while nothing else runs)
+# ruff: noqa: ASYNC220  (a test may look at files while nothing else runs)
 from __future__ import annotations
 
 import fcntl

@@ -226,18 +226,22 @@ class DataSocket:
         try:
             async with trio.open_nursery() as nursery:
                 await self._frame(Y_PING, SYN, 0, int.from_bytes(os.urandom(4), "big"))
-                while True:
-                    op, payload = await self.websocket.receive()
-                    if op == BINARY:
-                        self._bytes += payload
-                        await self._take_frames(nursery)
-                    elif op == PING:
-                        # Its yamux ping goes out before its pong, as recorded.
-                        await self._frame(Y_PING, SYN, 0, int.from_bytes(os.urandom(4), "big"))
-                        await self.websocket.send(PONG, payload)
-                    elif op == CLOSE:
-                        self.agent.data_ends.append("close frame")
-                        break
+                try:
+                    while True:
+                        op, payload = await self.websocket.receive()
+                        if op == BINARY:
+                            self._bytes += payload
+                            await self._take_frames(nursery)
+                        elif op == PING:
+                            # Its yamux ping goes out before its pong, as recorded.
+                            await self._frame(Y_PING, SYN, 0, int.from_bytes(os.urandom(4), "big"))
+                            await self.websocket.send(PONG, payload)
+                        elif op == CLOSE:
+                            self.agent.data_ends.append("close frame")
+                            break
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self.websocket.drop()  # so that a frame that cannot be written ends, too
                 nursery.cancel_scope.cancel()
         except* (EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
             self.agent.data_ends.append(self.websocket.ended or "broken")
@@ -306,11 +310,12 @@ class DataSocket:
         stream.tell()
 
     async def _frame(self, kind: int, flags: int, ident: int, length: int, payload: bytes = b"") -> None:
-        """Header and payload are two WebSocket messages."""
+        """Header and payload are two WebSocket messages. A stream's end must not cut a frame that is being written."""
         async with self._lock:
-            await self.websocket.send(BINARY, struct.pack(">BBHII", 0, kind, flags, ident, length))
-            if payload:
-                await self.websocket.send(BINARY, payload)
+            with trio.CancelScope(shield=True):
+                await self.websocket.send(BINARY, struct.pack(">BBHII", 0, kind, flags, ident, length))
+                if payload:
+                    await self.websocket.send(BINARY, payload)
 
     async def _stream_frame(
         self, stream: YamuxStream, kind: int, flags: int, length: int, payload: bytes = b""

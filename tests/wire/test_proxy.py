@@ -134,3 +134,36 @@ def test_any_bytes_give_a_header_nothing_yet_or_an_error(data: bytes) -> None:
     except WireError:
         return
     assert header is None or header.size <= len(data)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"PROXY UNKNOWN\r\n",
+        b"PROXY UNKNOWN a b c\r\n",
+        b"PROXY TCP6 :: :: 1 1\r\n",
+        b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n",
+        proxy.SIGNATURE + b"\x20\x00\x00\x00",
+        proxy.encode(2, Peer("192.0.2.1", 1), Peer("192.0.2.2", 2)),
+        proxy.encode(2, Peer("2001:db8::1", 1), Peer("2001:db8::2", 2)),
+    ],
+)
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+def test_T16_missing_never_asks_for_a_byte_behind_the_header(header: bytes, at_once: int) -> None:
+    stream, taken = header + b"what follows", b""
+    while size := proxy.missing(taken):
+        assert proxy.read(taken) is None
+        taken = stream[: len(taken) + min(size, at_once)]
+    assert taken == header
+    assert proxy.read(taken) is not None
+
+
+@pytest.mark.parametrize(
+    "broken", [b"PROXY " + b"x" * 200, proxy.SIGNATURE + b"\x21\x11\xff\xff", b"\n", b"GET / HTTP/1.1\n"]
+)
+def test_T16_missing_comes_to_an_end(broken: bytes) -> None:
+    taken = b""
+    with pytest.raises(WireError):
+        while size := proxy.missing(taken):
+            taken = broken[: len(taken) + size]
+        proxy.read(taken)

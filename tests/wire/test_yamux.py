@@ -239,6 +239,18 @@ def test_Y13_a_stock_agents_go_away_is_not_the_end_of_its_streams(code: int) -> 
     assert len(side.endings) == 1
 
 
+def test_Y13_a_stock_agent_that_complained_goes_on_taking_new_streams() -> None:
+    side = client(Limits(error_is_final=False))
+    side.feed(go_away_frame(1))
+    assert side.session.peer_code == 1
+    assert side.session.can_open()
+    hearing = opened(side)
+    assert hearing.stream is not None
+    side.feed(go_away_frame(2))  # no place: that one counts
+    assert not side.session.can_open()
+    assert not side.session.over
+
+
 def test_Y13_a_go_away_without_streams_ends_the_session() -> None:
     side = client()
     side.feed(go_away_frame(0))
