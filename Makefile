@@ -1,7 +1,7 @@
 # `make serve` starts a server, `make try` shows a tunnel, `make test` checks everything.
 # ARGS goes to the command: make serve ARGS='--domain t.example.com'
 
-.PHONY: serve try test check test-all format docs lock bench image-check clean help run dev
+.PHONY: serve try test check test-all peers lane-handshakes format docs lock bench image-check clean help run dev
 
 ARGS ?=
 PORT ?=
@@ -13,6 +13,8 @@ help:
 	@echo 'make test         make check, then the test suite'
 	@echo 'make check        lint, format, types, import contracts'
 	@echo 'make test-all     the suite on each Python 3.11, 3.12, 3.13 of this machine'
+	@echo 'make peers        the tests with peers of Debian and registries: nginx, Caddy, ...'
+	@echo 'make lane-handshakes  what a flood of TLS handshakes costs others'
 	@echo 'make format       format the code'
 	@echo 'make docs         write the tables of docs/configuration.md'
 	@echo 'make lock         write requirements/*.txt (needs uv)'
@@ -43,6 +45,12 @@ test: check
 
 test-all:
 	@scripts/test-all.sh $(ARGS)
+
+peers: dev
+	$(BIN)/python -m pytest -m peer $(ARGS)
+
+lane-handshakes: dev
+	$(BIN)/python -m pytest -s -m lane tests/lanes/test_handshakes.py $(ARGS)
 
 format: dev
 	$(BIN)/ruff check --fix .

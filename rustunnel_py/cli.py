@@ -368,6 +368,31 @@ def _run_agent(
     sys.exit(code)
 
 
+@commands.group("rs-tunnel")
+def rs_tunnel() -> None:
+    """For users of the rs-tunnel CLI; see docs/rs-tunnel.md."""
+
+
+@rs_tunnel.command("login-file")
+@click.option("--api", required=True, metavar="URL", help="Where the server's API is: https://dash.example.com")
+@click.option(
+    "--home",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Home folder of whoever runs rs-tunnel; yours by default.",
+)
+def rs_tunnel_login_file(api: str, home: Path | None) -> None:
+    """Let the rs-tunnel CLI use an API token, without its own login.
+
+    The token is taken as `login` takes it: from RUSTUNNEL_TOKEN, else asked for, or read from standard input.
+    """
+    from rustunnel_py.client.rs_tunnel_files import parse_api, write_session
+
+    url = parse_api(api)
+    folder = write_session(Path.home() if home is None else home, url, _given_token(url))
+    click.echo(f"wrote {folder}; now: rs-tunnel list")
+
+
 @commands.group()
 def token() -> None:
     """Tokens of the server on this machine, running or not."""

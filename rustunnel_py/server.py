@@ -234,6 +234,7 @@ class _Parts:
         self._census = Census(EdgeLimits.from_config(limits), ParkingLimits.from_config(config.tunnels))
         self._introducers = configuration.networks("server.proxy_protocol_from", config.server.proxy_protocol_from)
         self._ceiling = descriptor_ceiling()
+        self._intakes: dict[str, Intake] = {}
         policies = PolicySettings(limits.rate_limit_rps, limits.max_connections_per_tunnel)
         self._tcp = TcpEdge(
             pump,
@@ -275,6 +276,7 @@ class _Parts:
             region=config.region.id,
             # Who comes by a proxy that encrypts sees its certificate, not ours.
             https=keeper.publicly_trusted or config.server.control_plain,
+            first_byte_seconds=self._census.limits.answer_seconds,
         )
         trusted = configuration.networks("server.trusted_proxies", config.server.trusted_proxies)
         self._trusted = trusted
@@ -328,6 +330,23 @@ class _Parts:
         metrics, pump, store = self.metrics, self._pump, self._store
         metrics.add("counter", "rustunnel_crashes", "Callbacks that raised.", lambda: pump.crashes)
         metrics.add("counter", "rustunnel_api_crashes", "API connections that raised.", lambda: self._api.crashes)
+        intakes, keeper = self._intakes, self._keeper
+        metrics.add_by(
+            "listener",
+            "counter",
+            "rustunnel_accept_pauses",
+            "How often nobody was let in for want of descriptors or memory.",
+            lambda: {name: intake.pauses for name, intake in intakes.items()},
+        )
+        metrics.add_by(
+            "listener",
+            "counter",
+            "rustunnel_unintroduced",
+            "Connections of proxies that ended for want of a PROXY header.",
+            lambda: {name: intake.unintroduced for name, intake in intakes.items()},
+        )
+        metrics.add("counter", "rustunnel_certificate_loads", "Certificates loaded again.", lambda: keeper.reloads)
+        metrics.add("counter", "rustunnel_certificate_failures", "... that could not be.", lambda: keeper.failures)
         metrics.add("counter", "rustunnel_agents_refused", "Upgrades refused.", lambda: self._door.refused)
         census = self._census
         metrics.add_by(
@@ -439,7 +458,14 @@ class _Parts:
 
     def _intake(self, listener: Literal["http", "https", "control", "tcp"], ceiling: float = math.inf) -> Intake:
         introduced = listener in self._config.server.proxy_protocol_on
-        return Intake(self._introducers if introduced else Networks(), ceiling)
+        made = self._intakes[listener] = Intake(self._introducers if introduced else Networks(), ceiling)
+        return made
+
+    def _is_always_https(self) -> bool:
+        """Whether browsers may be told to use https:// for the domain: they would on every port of it."""
+        server, places = self._config.server, self.registry.places
+        plain_dashboard = server.dashboard_plain and not server.dashboard_tls
+        return server.redirect_https and places.https_port == 443 and not plain_dashboard
 
     def _http_edge(
         self, scheme: Literal["http", "https"], listeners: list[socket.socket], context: ssl.SSLContext | None
@@ -461,6 +487,7 @@ class _Parts:
             redirect_port=self.registry.places.https_port if server.redirect_https and context is None else None,
             trusted_proxies=tuple(self._trusted),
             intake=self._intake(scheme, self._ceiling),
+            always_https=context is not None and self._is_always_https(),
             watch=self.inspector.watch if self._config.inspect.enabled else None,
             access=self._access,
         )

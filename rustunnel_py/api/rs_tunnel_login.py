@@ -199,6 +199,7 @@ allows.</p>
 <form method="post" action="{_APPROVE}" autocomplete="off">
 <input type="hidden" name="state" value="{escape(flow.state)}">
 <input type="hidden" name="bound" value="{escape(bound)}">
+<input type="text" name="username" value="{escape(flow.email)}" autocomplete="username" hidden>
 <label for="token">Your API token</label>
 <input id="token" name="token" type="password" autocomplete="current-password" autocapitalize="none" spellcheck="false">
 <div class="actions">

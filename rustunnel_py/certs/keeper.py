@@ -129,7 +129,9 @@ class Keeper:
 
     @property
     def ca_path(self) -> Path | None:
-        """The file that clients may trust; None with a certificate from elsewhere."""
+        """The file that clients may trust; None where the domain's certificate is from elsewhere."""
+        if self._folder is not None and self._folder.find(self._domain) is not None:
+            return None
         return self._source.ca_path
 
     def choose(self, name: str | None) -> ssl.SSLContext:

@@ -75,6 +75,7 @@ class HttpEdge:
         trusted_proxies: Sequence[Network] = (),
         intake: Intake | None = None,
         access: AccessLog | None = None,
+        always_https: bool = False,
     ) -> None:
         if (scheme == "https") != (context is not None):
             raise ValueError("an https edge has a context, an http edge has none")
@@ -100,6 +101,7 @@ class HttpEdge:
             redirect_port=redirect_port,
             trusted=TrustedProxies(trusted_proxies) if trusted_proxies else None,
             access=access,
+            always_https=always_https,
         )
 
     def __repr__(self) -> str:

@@ -116,15 +116,19 @@ def problem_page(problem: Problem, accept: bytes, request_id: str) -> Page:
     return Page(problem.status, lines, body)
 
 
-def front_page(accept: bytes) -> Page:
-    """The bare domain: that a server is here, and nothing about whom it serves."""
+def front_page(accept: bytes, *, always_https: bool = False) -> Page:
+    """The bare domain: that a server is here, and nothing about whom it serves.
+
+    `always_https`: browsers may keep to https:// for this name from now on (RFC 6797), not for those below it.
+    """
     form = form_of(accept)
+    strict = b"Strict-Transport-Security: max-age=31536000\r\n" if always_https else b""
     if form == "json":
-        return Page(200, _common_lines(b"application/json"), b'{"service":"rustunnel-py"}\n')
+        return Page(200, strict + _common_lines(b"application/json"), b'{"service":"rustunnel-py"}\n')
     if form == "text":
-        return Page(200, _common_lines(b"text/plain; charset=utf-8"), b"This is a tunnel server.\n")
+        return Page(200, strict + _common_lines(b"text/plain; charset=utf-8"), b"This is a tunnel server.\n")
     body = _document("Tunnel server", "<h1>This is a tunnel server.</h1><p>Each tunnel has an address of its own.</p>")
-    return Page(200, _common_lines(b"text/html; charset=utf-8"), body)
+    return Page(200, strict + _common_lines(b"text/html; charset=utf-8"), body)
 
 
 def redirect_page(head: RequestHead, port: int) -> Page:

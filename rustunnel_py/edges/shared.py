@@ -78,6 +78,7 @@ class Shared:
 
     __slots__ = (
         "access",
+        "always_https",
         "census",
         "draining",
         "find_host",
@@ -108,6 +109,7 @@ class Shared:
         redirect_port: int | None = None,
         trusted: TrustedProxies | None = None,
         access: AccessLog | None = None,
+        always_https: bool = False,
     ) -> None:
         self.pump = pump
         self.registry = registry
@@ -119,6 +121,7 @@ class Shared:
         self.redirect_port = redirect_port
         self.trusted = trusted
         self.access = access
+        self.always_https = always_https
         self.is_choosy = census.rates is not None or redirect_port is not None  # even a plain GET is looked at twice
         self.take_control = take_control
         self.watch = watch

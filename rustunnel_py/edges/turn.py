@@ -212,7 +212,6 @@ class Turn:
             self.wait.abandon()
         if self.gate is not None:
             self.gate.leave(self.visit)
-        self.tunnel.output += self.output
         tell, tap, access = self.tunnel.tell, self.tap, self.visitor.access_log
         milliseconds = (now - self.visit.arrived) * 1000.0
         self.tunnel.tally.request(self.status, milliseconds, self.forwarded, self.output)

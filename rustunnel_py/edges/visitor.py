@@ -396,7 +396,7 @@ class Visitor:
                 return
         self.connection.credit(size)
         if head.method in (b"GET", b"HEAD"):
-            self._answer(front_page(_accept(head)), head)
+            self._answer(front_page(_accept(head), always_https=shared.always_https), head)
         else:
             allow = ((b"Allow", b"GET, HEAD"),)
             self._answer_problem(Problem(405, "method", "There is nothing to do here.", headers=allow), head)

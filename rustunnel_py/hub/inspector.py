@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 WRITE_SECONDS = 1.0
 SLICE_SECONDS = 0.001  # so long captures are made ready at a time; then traffic has its turn
+AGE_EVERY = timedelta(minutes=1)
 PRUNE_STEPS = 24  # a second; each is PRUNED_AT_ONCE rows
 GOODBYE_SECONDS = 10.0  # what is not stored by then when the server stops is lost, and said so
 VIEWS_BYTES_MAX = 16 * 1024 * 1024  # captures made ready for callers that are kept so for the next one
@@ -112,6 +113,7 @@ class Inspector:
         self._stored = 0
         self._failing = False
         self._offset = timedelta()
+        self._aged = datetime.fromtimestamp(0, UTC)  # when age was last looked at, to the end
         self._retention = Retention(
             seconds=config.keep_days * 86400.0,
             rows_per_tunnel=config.keep_per_tunnel,
@@ -224,10 +226,15 @@ class Inspector:
             await self._store(_waiting(ring))
 
     async def prune(self) -> None:
-        """Some steps towards what may be kept."""
+        """Some steps towards what may be kept. Age is looked at now and then: that reads rows, the rest only counts."""
+        now = self._wall()
+        by_age = abs(now - self._aged) >= AGE_EVERY
+        retention = self._retention if by_age else replace(self._retention, seconds=0.0)
         try:
             for _ in range(PRUNE_STEPS):
-                if not await self._captures.prune(self._retention, self._wall()):
+                if not await self._captures.prune(retention, now):
+                    if by_age:
+                        self._aged = now
                     return
         except StoreError as error:
             self._note_trouble(error)

@@ -76,7 +76,6 @@ class Tunnel:
         "id",
         "links",
         "local_addr",
-        "output",
         "owner",
         "protocol",
         "record",
@@ -101,7 +100,6 @@ class Tunnel:
         self.client_addr: Peer | None = None
         self.registered_at = datetime.now(UTC)
         self.requests = 0  # exchanges and connections since it was made
-        self.output = 0  # bytes of HTTP reply bodies since then, of exchanges that are over
         self.tell: TellVisit | None = None
         self.tally = Tally()
         self.held_until: float | None = None  # trio's time; None while it serves

@@ -47,6 +47,8 @@ POINTS_KEPT = timedelta(days=7)
 MEASURED_EVENTS_MAX = 500  # as many as the inspector keeps in memory
 PENDING_MAX = 50_000  # rows that wait for a disk that does not answer; past that new ones are dropped and counted
 ERROR_STATUS = 500
+VISITOR_LEFT = 499  # what the edge notes for a visitor who did not wait
+SWITCHED = 101
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -215,7 +217,7 @@ class Telemetry:
 class Measured:
     """What the server sees of one tunnel's visits by itself."""
 
-    __slots__ = ("_clock", "_events", "_frozen", "_now", "_samples", "errors", "visits")
+    __slots__ = ("_clock", "_events", "_frozen", "_left", "_now", "_samples")
 
     def __init__(self, clock: Callable[[], float], now: Callable[[], datetime]) -> None:
         self._clock = clock
@@ -223,15 +225,14 @@ class Measured:
         self._samples = Samples()
         self._events: deque[tuple[datetime, bytes, bytes, int, float]] = deque(maxlen=MEASURED_EVENTS_MAX)
         self._frozen: Snapshot | None = None  # the last one while an agent was there
-        self.visits = 0
-        self.errors = 0
+        self._left = 0  # visitors who did not wait for their reply
 
     def visited(self, method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
         """One visit has ended: what `Tunnel.tell` calls. Status 0: it was cut before it had one."""
-        self.visits += 1
-        if status >= ERROR_STATUS or status == 0:
-            self.errors += 1
-        self._samples.add(self._clock() - milliseconds / 1000.0, milliseconds)
+        if status == VISITOR_LEFT:
+            self._left += 1
+        if status != SWITCHED:  # how long a WebSocket was open says nothing of how quick its service is
+            self._samples.add(self._clock() - milliseconds / 1000.0, milliseconds)
         self._events.append((self._now(), method, target, status, milliseconds))
 
     def snapshot(self, tunnel: Tunnel, region: str | None) -> Snapshot | None:
@@ -241,16 +242,18 @@ class Measured:
         if not tunnel.links and self._frozen is not None:
             return self._frozen
         rt1, rt5, p50, p90 = self._samples.read(self._clock())
+        tally = tunnel.tally
+        ended = sum(tally.statuses)
         metrics = Metrics(
             ttl=tunnel.requests,
-            opn=max(0, tunnel.requests - self.visits),
+            opn=max(0, tunnel.requests - ended),
             rt1_ms=rt1,
             rt5_ms=rt5,
             p50_ms=p50,
             p90_ms=p90,
-            requests=self.visits,
-            errors=self.errors,
-            bytes=tunnel.output,
+            requests=ended,
+            errors=tally.statuses[0] + sum(tally.statuses[5:]) + self._left,
+            bytes=tally.bytes_out,
         )
         self._frozen = Snapshot(tunnel.id, self._now(), region, metrics)
         return self._frozen
@@ -267,10 +270,10 @@ def _logged(ended: datetime, method: bytes, target: bytes, status: int, millisec
         started_at=ended - timedelta(milliseconds=milliseconds),
         method=clean_method(method.decode("latin-1")),
         path=clean_path(target.decode("latin-1")),
-        status=status if status >= 100 else 499,  # the visitor left before there was one
+        status=status if status >= 100 else VISITOR_LEFT,
         duration_ms=milliseconds,
         response_bytes=None,
-        error=status >= ERROR_STATUS or status < 100,
-        is_websocket=status == 101,
+        error=status >= ERROR_STATUS or status < 100 or status == VISITOR_LEFT,
+        is_websocket=status == SWITCHED,
     )
     return LoggedRequest(ended, event)

@@ -336,8 +336,10 @@ class Captures:
         async def work(transaction: Transaction) -> list[Row]:
             of_tunnel = "" if tunnel_id is None else " AND tunnel = ?"
             values = () if tunnel_id is None else (self._keys.get(tunnel_id, 0),)
+            # `at` is not in the index: it is only asked for where it matters.
+            at = "0" if before is None else "at"
             rows = await transaction.fetch_all(
-                f"SELECT seq, size, tunnel, at FROM captures WHERE pinned = 0{of_tunnel} ORDER BY seq LIMIT ?",
+                f"SELECT seq, size, tunnel, {at} FROM captures WHERE pinned = 0{of_tunnel} ORDER BY seq LIMIT ?",
                 (*values, count),
             )
             if before is not None:

@@ -155,14 +155,18 @@ def raise_descriptor_limit() -> None:
             pass  # the kernel's own ceiling is lower; the soft limit stands
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Intake:
-    """How connections are accepted. `introduced_by`: those who must begin with a PROXY header; everybody else's is
-    data. `ceiling`: a socket with a higher descriptor is not accepted.
+    """How connections are accepted, and how often it went wrong, for all listeners that share it.
+
+    `introduced_by`: those who must begin with a PROXY header; everybody else's is data. `ceiling`: a socket with a
+    higher descriptor is not accepted.
     """
 
     introduced_by: Networks = field(default_factory=Networks)
     ceiling: float = math.inf
+    pauses: int = 0  # for want of descriptors or memory
+    unintroduced: int = 0  # connections that ended for want of a PROXY header
 
 
 class Listener:
@@ -170,15 +174,13 @@ class Listener:
 
     __slots__ = (
         "_closed",
-        "_intake",
         "_introductions",
         "_paused",
         "accepted",
         "due",
-        "pauses",
+        "intake",
         "pump",
         "sock",
-        "unintroduced",
     )
 
     def __init__(
@@ -193,9 +195,7 @@ class Listener:
         self.sock = sock
         self.accepted = accepted
         self.due = math.inf
-        self.pauses = 0  # how often descriptors or memory ran out
-        self.unintroduced = 0  # connections of proxies that ended for want of a PROXY header
-        self._intake = intake or Intake()
+        self.intake = intake or Intake()
         self._introductions: dict[_Introduction, None] = {}
         self._paused = False
         self._closed = False
@@ -221,12 +221,12 @@ class Listener:
                 if self._closed or error.errno == errno.EBADF:
                     return
                 continue  # that one visitor left again: ECONNABORTED and its like, accept(2)
-            if sock.fileno() >= self._intake.ceiling:
+            if sock.fileno() >= self.intake.ceiling:
                 sock.close()
                 self._pause()
                 return
             peer = peer_of(address)
-            if self._intake.introduced_by and peer.ip in self._intake.introduced_by:
+            if self.intake.introduced_by and peer.ip in self.intake.introduced_by:
                 self._await_introduction(sock, peer)
             else:
                 self._hand_on(sock, peer)
@@ -243,7 +243,7 @@ class Listener:
 
     def _await_introduction(self, sock: socket.socket, peer: Peer) -> None:
         if len(self._introductions) >= INTRODUCTIONS_MAX:
-            self.unintroduced += 1
+            self.intake.unintroduced += 1
             sock.close()
             return
         self._introductions[_Introduction(self, sock, peer)] = None
@@ -252,13 +252,13 @@ class Listener:
         """The header was read; None: there is none to come, and the socket is closed."""
         del self._introductions[introduction]
         if visitor is None:
-            self.unintroduced += 1
+            self.intake.unintroduced += 1
         else:
             self._hand_on(introduction.sock, visitor)
 
     def _pause(self) -> None:
         """Out of descriptors: let those who hold some finish, and look again at the next sweep."""
-        self.pauses += 1
+        self.intake.pauses += 1
         self._paused = True
         self.due = self.pump.now + PAUSE_SECONDS
 

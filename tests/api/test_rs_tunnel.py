@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
-HTTP_WISH = {"protocol": Protocol.HTTP, "local_addr": "127.0.0.1:41234"}
 
 
 @pytest.fixture
@@ -37,6 +37,10 @@ def stamp(seconds: float) -> str:
     """The instant so many seconds after the house was opened."""
     at = NOON + timedelta(seconds=seconds)
     return f"{at:%Y-%m-%dT%H:%M:%S}.{at.microsecond // 1000:03d}Z"
+
+
+def wish(label: str) -> Wish:
+    return Wish(Protocol.HTTP, label, local_addr="127.0.0.1:41234")
 
 
 async def listed(house: LeasedHouse, token: str = ADMIN_TOKEN, query: str = "") -> Any:
@@ -267,7 +271,7 @@ async def test_a_failed_write_leaves_nothing(
 async def test_a_lease_ends_at_its_instant_to_the_millisecond(house: LeasedHouse, mock_clock: MockClock) -> None:
     made = await house.created("exact")
     session, agent = await house.attach(agent_token.decode(made["cloudflaredToken"]).secret)
-    await house.sessions.register(session, Wish(subdomain="exact", **HTTP_WISH))  # type: ignore[arg-type]
+    await house.sessions.register(session, wish("exact"))
     await house.pass_time(59.999)
     assert house.registry.find_host(f"exact.{DOMAIN}") is not None
     assert agent.ended == []
@@ -312,7 +316,7 @@ async def test_leases_end_in_order_and_a_new_one_may_be_first(house: LeasedHouse
 async def test_an_agent_that_is_attached_does_not_renew(house: LeasedHouse, mock_clock: MockClock) -> None:
     made = await house.created("app")
     session, _ = await house.attach(agent_token.decode(made["cloudflaredToken"]).secret)
-    await house.sessions.register(session, Wish(subdomain="app", **HTTP_WISH))  # type: ignore[arg-type]
+    await house.sessions.register(session, wish("app"))
     await house.pass_time(60)
     assert await listed(house) == []
 
@@ -372,7 +376,7 @@ async def test_leases_outlive_a_restart(tmp_path: Path, mock_clock: MockClock) -
         assert len(await listed(house, token)) == 1
         assert (await beat(house, made)).status == 200
         session, _ = await house.attach(agent_token.decode(made["cloudflaredToken"]).secret)
-        await house.sessions.register(session, Wish(subdomain="kept", **HTTP_WISH))  # type: ignore[arg-type]
+        await house.sessions.register(session, wish("kept"))
         await house.pass_time(60)
         assert await listed(house, token) == []
 
@@ -413,10 +417,10 @@ async def test_an_agents_secret_opens_its_tunnel_only(house: LeasedHouse, mock_c
         assert (await house.call("GET", path, secret)).status == 401
     assert (await beat(house, made, secret)).status == 401
     session, _ = await house.attach(secret)
-    for wish in ({"subdomain": "other"}, {"subdomain": None}, {"protocol": Protocol.TCP, "port": 20001}):
+    for other in (Wish(Protocol.HTTP, "other"), Wish(Protocol.HTTP), Wish(Protocol.TCP, port=20001)):
         with pytest.raises(Unavailable):
-            await house.sessions.register(session, Wish(**({"protocol": Protocol.HTTP} | wish)))  # type: ignore[arg-type]
-    tunnel = await house.sessions.register(session, Wish(subdomain="APP", **HTTP_WISH))  # type: ignore[arg-type]
+            await house.sessions.register(session, other)
+    tunnel = await house.sessions.register(session, wish("APP"))
     assert tunnel.id == made["tunnelId"]
     await house.call("DELETE", f"/v1/tunnels/{made['tunnelId']}")
     with pytest.raises(BadCredentials):
@@ -439,12 +443,12 @@ async def test_an_agent_comes_and_goes(house: LeasedHouse, mock_clock: MockClock
 
     async def native() -> list[str]:
         answer = await house.call("GET", "/api/tunnels")
-        return [one["tunnel_id"] for one in __import__("json").loads(answer.text)]
+        return [one["tunnel_id"] for one in json.loads(answer.text)]
 
     assert await native() == []
     for clean in (False, True):
         session, _ = await house.attach(secret)
-        await house.sessions.register(session, Wish(subdomain="app", **HTTP_WISH))  # type: ignore[arg-type]
+        await house.sessions.register(session, wish("app"))
         assert await native() == [made["tunnelId"]]
         await house.sessions.leave(session, clean=clean)
         assert await native() == []
@@ -462,16 +466,16 @@ async def test_the_same_secret_twice(house: LeasedHouse, mock_clock: MockClock) 
     made = await house.created("app")
     secret = agent_token.decode(made["cloudflaredToken"]).secret
     first, _ = await house.attach(secret)
-    await house.sessions.register(first, Wish(subdomain="app", **HTTP_WISH))  # type: ignore[arg-type]
+    await house.sessions.register(first, wish("app"))
     second, _ = await house.attach(secret)
     with pytest.raises(Unavailable, match="in use from"):
-        await house.sessions.register(second, Wish(subdomain="app", **HTTP_WISH))  # type: ignore[arg-type]
+        await house.sessions.register(second, wish("app"))
 
 
 async def test_a_native_delete_ends_the_lease(house: LeasedHouse, mock_clock: MockClock) -> None:
     made = await house.created("app")
     session, agent = await house.attach(agent_token.decode(made["cloudflaredToken"]).secret)
-    await house.sessions.register(session, Wish(subdomain="app", **HTTP_WISH))  # type: ignore[arg-type]
+    await house.sessions.register(session, wish("app"))
     assert (await house.call("DELETE", f"/api/tunnels/{made['tunnelId']}")).status == 204
     assert await listed(house) == []
     assert len(agent.ended) == 1

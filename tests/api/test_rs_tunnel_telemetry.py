@@ -386,7 +386,7 @@ async def test_what_is_old_is_forgotten(house: LeasedHouse, mock_clock: MockCloc
 
 def visit(house: LeasedHouse, tunnel: Tunnel, status: int = 200, ms: float = 10.0, size: int = 100) -> None:
     tunnel.requests += 1
-    tunnel.output += size
+    tunnel.tally.request(status, ms, 0, size)
     house.telemetry.watch(tunnel)(b"GET", b"/x?y=1", status, ms, "0" * 32)
 
 
@@ -395,7 +395,7 @@ async def test_tunnels_that_post_nothing_are_measured(house: LeasedHouse, mock_c
     tunnel = house.native("web", caller)
     house.telemetry.watch(tunnel)
     assert await live(house, token) == []
-    for status, ms in [(200, 10.0), (404, 20.0), (502, 30.0), (0, 40.0)]:
+    for status, ms in [(200, 10.0), (404, 20.0), (502, 30.0), (0, 40.0), (101, 9999.0), (499, 40.0)]:
         visit(house, tunnel, status, ms)
     tunnel.requests += 1  # one is under way
     await house.pass_time(1)
@@ -405,22 +405,24 @@ async def test_tunnels_that_post_nothing_are_measured(house: LeasedHouse, mock_c
             "receivedAt": stamp(1),
             "region": "EU-1",
             "metrics": {
-                "ttl": 5,
+                "ttl": 7,
                 "opn": 1,
-                "rt1Ms": 25.0,
-                "rt5Ms": 25.0,
-                "p50Ms": 20.0,
+                "rt1Ms": 28.0,
+                "rt5Ms": 28.0,
+                "p50Ms": 30.0,
                 "p90Ms": 40.0,
-                "requests": 4,
-                "errors": 2,
-                "bytes": 400,
+                "requests": 6,
+                "errors": 3,
+                "bytes": 600,
             },
         }
     ]
     answer = await house.call("GET", f"/v1/tunnels/{tunnel.id}/requests", token)
     check_requests(answer.json)
-    assert [one["statusCode"] for one in answer.json] == [499, 502, 404, 200]
-    assert answer.json[3] == {
+    assert [one["statusCode"] for one in answer.json] == [499, 101, 499, 502, 404, 200]
+    assert [one["error"] for one in answer.json] == [True, False, True, True, False, False]
+    assert [one["protocol"] for one in answer.json] == ["http", "ws", "http", "http", "http", "http"]
+    assert answer.json[5] == {
         "ingestedAt": stamp(0),
         "startedAt": stamp(-0.01),
         "method": "GET",
@@ -435,7 +437,7 @@ async def test_tunnels_that_post_nothing_are_measured(house: LeasedHouse, mock_c
     answer = await house.call("GET", f"/v1/tunnels/{tunnel.id}/metrics?from={stamp(0)}&to={stamp(30)}", token)
     check_points(answer.json)
     assert len(answer.json) == 2
-    assert answer.json[0]["ttl"] == 5
+    assert answer.json[0]["ttl"] == 7
 
 
 async def test_what_is_posted_counts_from_then_on(house: LeasedHouse, mock_clock: MockClock) -> None:

@@ -6,16 +6,16 @@ Every field, type, status and error body of it is looked at; times are ISO 8601 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+from tests.support.curl import Curl, open_curl
 from tests.support.our_agent import agent_config, http, our_agent, tcp
 from tests.support.running_server import RunningServer, running_server
-from tests.support.services import HttpClient, Reply, echo, http_service, tcp_service
+from tests.support.services import HttpClient, echo, http_service, tcp_service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,41 +87,6 @@ def _fits(value: Any, wanted: Any) -> bool:
     return type(value) is wanted
 
 
-class Curl:
-    """What `curl` sends, over one connection."""
-
-    def __init__(self, stream: trio.SocketStream, host: str, token: str | None) -> None:
-        self._client = HttpClient(stream)
-        self._host = host
-        self._token = token
-
-    async def __call__(
-        self, target: str, *, method: str = "GET", token: str | None = "", json_body: str | None = None
-    ) -> Reply:
-        headers = [("User-Agent", "curl/8.5.0"), ("Accept", "*/*")]
-        token = self._token if token == "" else token
-        if token is not None:
-            headers.append(("Authorization", f"Bearer {token}"))
-        if json_body is not None:
-            headers.append(("Content-Type", "application/json"))
-        return await self._client.request(
-            self._host, target, method=method, headers=tuple(headers), body=(json_body or "").encode()
-        )
-
-    async def value(self, target: str, status: int = 200, **more: Any) -> Any:
-        reply = await self(target, **more)
-        assert reply.status == status, reply.body
-        assert reply.header("content-type") == "application/json"
-        return json.loads(reply.body)
-
-    async def nothing(self, target: str, **more: Any) -> None:
-        reply = await self(target, **more)
-        assert (reply.status, reply.body) == (204, b"")
-
-    async def error(self, target: str, status: int, message: str, **more: Any) -> None:
-        assert await self.value(target, status, **more) == {"error": message}
-
-
 @pytest.fixture
 async def server(tmp_path: Path) -> AsyncIterator[RunningServer]:
     async with running_server(tmp_path, limits={"tcp_port_range": (29100, 29140)}) as server:
@@ -130,9 +95,8 @@ async def server(tmp_path: Path) -> AsyncIterator[RunningServer]:
 
 @pytest.fixture
 async def ask(server: RunningServer) -> AsyncIterator[Curl]:
-    host, _, port = server.ready.dashboard_url.removeprefix("http://").partition(":")
-    async with await trio.open_tcp_stream(host, int(port)) as stream:
-        yield Curl(stream, f"localhost:{port}", server.admin_token)
+    async with open_curl(server) as curl:
+        yield curl
 
 
 async def test_authentication(ask: Curl) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rustunnel_py.client import cloudflared
-from rustunnel_py.client.cloudflared import Lines, configure, run
+from rustunnel_py.client.cloudflared import Lines, _write, configure, run
 from rustunnel_py.client.config import CaFile, HttpTunnel, LocalAddress, Pin, ServerAddress
 from rustunnel_py.client.news import Connected, DataLost, Disconnected, Ended, LocalTrouble, Ready, TunnelUp
 from rustunnel_py.errors import ConfigError
@@ -21,6 +21,8 @@ from rustunnel_py.wire.agent_token import AgentToken, AgentTokenError, decode, e
 from tests.support.standin import COMMAND, ROOT
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trio.testing import MockClock
 
 TOKEN = AgentToken(
@@ -68,11 +70,9 @@ def test_what_is_no_token(text: str) -> None:
     ],
 )
 def test_tokens_with_something_wrong(change: dict[str, object]) -> None:
-    import msgspec
-
     fields = msgspec.structs.asdict(TOKEN) | change
     with pytest.raises(AgentTokenError) as caught:
-        decode(encode(AgentToken(**fields)))  # type: ignore[arg-type]
+        decode(encode(AgentToken(**fields)))
     assert "s" * 43 not in str(caught.value)
 
 
@@ -136,8 +136,8 @@ def test_a_reader_that_is_gone_is_no_reason_to_end(monkeypatch: pytest.MonkeyPat
     def broken(_: int, __: bytes) -> int:
         raise BrokenPipeError
 
-    monkeypatch.setattr(cloudflared.os, "write", broken)
-    cloudflared._write("nobody reads this")
+    monkeypatch.setattr(os, "write", broken)
+    _write("nobody reads this")
 
 
 # lines

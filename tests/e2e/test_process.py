@@ -94,9 +94,9 @@ BLOCKING = """
 import sys, time
 from rustunnel_py.edges import visitor
 kept = visitor.front_page
-def a_bad_handler(accept):
+def a_bad_handler(accept, **more):
     time.sleep(2.0)
-    return kept(accept)
+    return kept(accept, **more)
 visitor.front_page = a_bad_handler
 from rustunnel_py.cli import main
 main()
@@ -114,7 +114,7 @@ def test_P10_a_handler_that_blocks_the_loop_is_named_in_the_log(tmp_path: Path) 
 RAISING = """
 import sys
 from rustunnel_py.edges import visitor
-def a_bad_handler(accept):
+def a_bad_handler(accept, **more):
     kind = accept.decode()
     if kind == "RecursionError":
         a_bad_handler(accept)

@@ -287,3 +287,8 @@ async def test_http_is_redirected_where_that_is_asked_for(tmp_path: Path) -> Non
         reply = await visitor.request(server.host("app"), "/a?b=c", method="POST", body=b"x")
         assert (reply.status, reply.header("location")) == (308, f"https://{server.host('app')}/a?b=c")
         assert service.seen == []
+        # The domain itself may be remembered for https; names of tunnels are their owners'.
+        for name, strict in (("localhost", "max-age=31536000"), (server.host("app"), None)):
+            async with await server.connect_tls(name) as secure:
+                reply = await HttpClient(secure).request(name)
+                assert (reply.status, reply.header("strict-transport-security")) == (200, strict)

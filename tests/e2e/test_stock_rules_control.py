@@ -13,7 +13,16 @@ from rustunnel_py.agents import rustunnel, rustunnel_link
 from tests.support import stock_agent as played
 from tests.support.golden import golden
 from tests.support.services import Reply, echo, http_service, pattern, tcp_service
-from tests.support.stock_agent import BINARY, TEXT, ControlEnded, Refused, SessionFailed, StockAgent, WebSocket
+from tests.support.stock_agent import (
+    BINARY,
+    TEXT,
+    ControlEnded,
+    Refused,
+    SessionFailed,
+    StockAgent,
+    WebSocket,
+    stock_agent,
+)
 from tests.support.whole_server import WholeServer, read_to_end, whole_server
 
 if TYPE_CHECKING:
@@ -224,6 +233,21 @@ async def test_1_quick_acknowledgements_on_every_data_socket(whole: WholeServer)
             if count == 1:
                 await agent.drop_data()
                 await agent.wait_data(2)
+
+
+async def test_1_an_agent_may_come_by_the_https_edge(whole: WholeServer) -> None:
+    context = whole.server.client_context()
+    async with (
+        http_service() as service,
+        stock_agent(whole.server.ready.https_port, whole.server.admin_token, tls=context) as agent,
+    ):
+        await agent.register("http", service.port, subdomain="demo")
+        await agent.serve()
+        assert (await whole.get("demo")).status == 200
+        trunk = whole.shell(agent)._trunk
+        assert trunk is not None
+        assert trunk.connection.quickack  # type: ignore[attr-defined]
+        assert agent.violations == []
 
 
 async def test_1_text_and_what_is_no_json_is_ignored_and_counted(whole: WholeServer) -> None:

@@ -263,12 +263,13 @@ async def test_4_credit_is_given_for_what_the_visitor_took_and_no_more(whole: Wh
         sent = credit = 0
         piece = pattern(8192)
         flags = ACK
-        with trio.move_on_after(1.0):
-            while True:  # fill every window there is
-                while sent - credit + len(piece) <= WINDOW:
-                    await data.data(stream, piece, flags)
-                    flags = 0
-                    sent += len(piece)
+        quiet = trio.CancelScope()
+        while not quiet.cancelled_caught:  # fill every window there is
+            while sent - credit + len(piece) <= WINDOW:
+                await data.data(stream, piece, flags)
+                flags = 0
+                sent += len(piece)
+            with trio.move_on_after(1.0) as quiet:
                 credit += (await data.next(Y_WINDOW)).length
         assert sent - credit > WINDOW - len(piece)  # the visitor reads nothing, so the agent is stopped
         assert sent < 8 << 20
@@ -489,12 +490,14 @@ async def test_4_Y13_a_go_away_of_a_stock_agent_for_an_error_is_not_the_end(whol
         nursery.start_soon(ask, whole, "http", replies)
         first = (await data.opened()).stream
         await data.say(Y_GO_AWAY, 0, 0, 1)
+        link = whole.shell(data.agent).link
+        await whole.until(lambda: link.session is not None and link.session.peer_code == 1)
         nursery.start_soon(ask, whole, "http", replies)
         second = (await data.opened()).stream
         for stream in (first, second):
             await data.data(stream, OK, ACK)
         await whole.until(lambda: len(replies) == 2)
-        assert whole.shell(data.agent).link.connected
+        assert link.connected
     assert [reply.body for reply in replies] == [b"hello", b"hello"]
 
 
@@ -517,8 +520,9 @@ async def test_4_after_another_go_away_what_is_open_ends_well_and_new_visits_wai
         nursery.start_soon(flying)
         await data.next(Y_DATA, lambda frame: b"/flying" in frame.payload)
         await data.say(Y_GO_AWAY, 0, 0, code)
-        nursery.start_soon(ask, whole, "http", replies, "/new")
         link = whole.shell(data.agent).link
+        await whole.until(lambda: link.session is not None and link.session.goes_away)
+        nursery.start_soon(ask, whole, "http", replies, "/new")
         await whole.until(lambda: link._waiting == 1)
         await data.data(kept, OK)
         await whole.until(lambda: len(replies) == 2)

@@ -15,7 +15,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import trio
+from quart.testing.utils import sentinel
 from trio.testing import MockClock
+from werkzeug.datastructures import Headers
 
 from rustunnel_py.api.app import build_app
 from rustunnel_py.api.rs_tunnel import RsTunnel
@@ -28,6 +30,7 @@ from rustunnel_py.hub.telemetry import Telemetry
 from rustunnel_py.model.access import Caller, Role, Secret
 from rustunnel_py.model.tunnel import HttpHost, Peer, Protocol
 from rustunnel_py.store.database import open_store
+from rustunnel_py.store.telemetry import TelemetryBatch
 from tests.support.api import ADMIN_TOKEN, PEER, NoPorts
 from tests.support.rs_tunnel_contract import check_created
 
@@ -106,9 +109,17 @@ class LeasedHouse:
         return NOON + timedelta(seconds=trio.current_time() - self.began)
 
     async def pass_time(self, seconds: float) -> None:
-        """Let every task that is due do its work."""
+        """Let every task that is due do its work, and the store too."""
+        await self.settle()
         self.clock.jump(seconds)
-        await trio.testing.wait_all_tasks_blocked(0.002)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Until nothing is under way: a chore takes up to three transactions one after another."""
+        for _ in range(4):
+            await trio.testing.wait_all_tasks_blocked()
+            await self.store.leases.update([])  # behind whatever is queued in either file
+            await self.store.telemetry.write(TelemetryBatch())
 
     async def call(
         self,
@@ -129,7 +140,12 @@ class LeasedHouse:
         sent |= headers or {}
         data = text if json is None else jsonlib.dumps(json)
         response = await self.app.test_client().open(
-            path, method=method, headers=sent, data=data, scope_base={"client": (client, 40000)}
+            path,
+            method=method,
+            headers=Headers(sent),
+            data=data,
+            json=sentinel,
+            scope_base={"client": (client, 40000)},
         )
         body = await response.get_data(as_text=True)
         return Answer(response.status_code, {name.lower(): value for name, value in response.headers.items()}, body)
@@ -225,6 +241,6 @@ async def leased_house(
             chores.start_soon(leases.run)
             chores.start_soon(logins.run)
             chores.start_soon(telemetry.run)
-            await trio.testing.wait_all_tasks_blocked(0.002)
+            await house.settle()
             yield house
             chores.cancel_scope.cancel()

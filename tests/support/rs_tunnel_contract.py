@@ -7,6 +7,7 @@ from typing import Any
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+COUNTS = ("ttl", "opn", "requests", "errors", "bytes")
 STATUSES = {"creating", "active", "stopping", "stopped", "failed"}
 
 
@@ -78,8 +79,8 @@ def check_live(body: Any) -> None:
         assert one["region"] is None or is_text(one["region"])
         metrics = one["metrics"]
         keys(metrics, "ttl opn rt1Ms rt5Ms p50Ms p90Ms requests errors bytes")
-        assert all(is_count(metrics[name]) for name in "ttl opn requests errors bytes".split())
-        assert all(is_milliseconds(metrics[name]) for name in "rt1Ms rt5Ms p50Ms p90Ms".split())
+        assert all(is_count(metrics[name]) for name in COUNTS)
+        assert all(is_milliseconds(metrics[name]) for name in ("rt1Ms", "rt5Ms", "p50Ms", "p90Ms"))
 
 
 def check_points(body: Any) -> None:
@@ -87,8 +88,8 @@ def check_points(body: Any) -> None:
     for one in body:
         keys(one, "capturedAt ttl opn rt1Ms p90Ms requests errors bytes")
         assert is_instant(one["capturedAt"])
-        assert all(is_count(one[name]) for name in "ttl opn requests errors bytes".split())
-        assert all(is_milliseconds(one[name]) for name in "rt1Ms p90Ms".split())
+        assert all(is_count(one[name]) for name in COUNTS)
+        assert all(is_milliseconds(one[name]) for name in ("rt1Ms", "p90Ms"))
 
 
 def check_requests(body: Any) -> None:

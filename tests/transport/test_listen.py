@@ -116,7 +116,7 @@ async def test_a_proxys_own_connection_has_its_own_address(place: Place, header:
 )
 async def test_T16_a_trusted_proxy_without_a_header_is_closed(place: Place, sent: bytes) -> None:
     assert await place.ended(place.connect(sent))
-    assert (place.ears, place.listener.unintroduced) == ([], 1)
+    assert (place.ears, place.listener.intake.unintroduced) == ([], 1)
 
 
 @both_pumps
@@ -136,12 +136,12 @@ async def test_a_header_that_stops_or_never_comes(place: Place) -> None:
     half = place.connect(b"PROXY TCP4 1")
     half.shutdown(socket.SHUT_WR)
     assert await place.ended(half)
-    assert place.listener.unintroduced == 1
+    assert place.listener.intake.unintroduced == 1
     silent = place.connect()
     await spin(lambda: len(place.listener._introductions) == 1)
     place.pump.sweep(place.pump.now + INTRODUCTION_SECONDS + 0.1)
     assert await place.ended(silent)
-    assert place.listener.unintroduced == 2
+    assert place.listener.intake.unintroduced == 2
 
 
 @both_pumps
@@ -187,7 +187,7 @@ async def test_P07_descriptors_of_the_reserve_are_not_for_visitors(pump_kind: Ki
         # Of the descriptors that are given next, clients take every second one.
         listener = Listener(pump, sock, lambda new, _: accepted.append(new), Intake(ceiling=lowest + 5))
         clients = [socket.create_connection(sock.getsockname(), 10) for _ in range(3)]
-        await spin(lambda: listener.pauses == 1)
+        await spin(lambda: listener.intake.pauses == 1)
         served = len(accepted)
         assert served < 3
         for end in accepted:

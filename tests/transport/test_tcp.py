@@ -223,7 +223,7 @@ async def test_T14_P07_accept_pauses_when_descriptors_run_out_and_resumes(
         short = Full(fileno=sock.detach())
         listener = Listener(pump, short, lambda new, peer: accepted.append((new, peer)))
         with socket.create_connection(short.getsockname()) as client:
-            await spin(lambda: listener.pauses == 1)
+            await spin(lambda: listener.intake.pauses == 1)
             for _ in range(200):
                 await trio.lowlevel.checkpoint()
             assert len(tries) == 1  # no spin
