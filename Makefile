@@ -19,6 +19,7 @@ help:
 	@echo 'make docs         write the tables of docs/configuration.md'
 	@echo 'make lock         write requirements/*.txt (needs uv)'
 	@echo 'make bench        measure speed'
+	@echo 'make judges       let programs of others look at the API and at exports'
 	@echo 'make image-check  build the image and run it (root, Debian)'
 	@echo 'make clean        remove what the above made'
 
@@ -50,7 +51,7 @@ peers: dev
 	$(BIN)/python -m pytest -m peer $(ARGS)
 
 lane-handshakes: dev
-	$(BIN)/python -m pytest -s -m lane tests/lanes/test_handshakes.py $(ARGS)
+	$(BIN)/python -m tests.lanes.handshakes $(ARGS)
 
 format: dev
 	$(BIN)/ruff check --fix .
@@ -64,6 +65,9 @@ lock:
 
 bench: dev
 	$(BIN)/python -m benchmarks $(ARGS)
+
+judges: dev
+	@scripts/judges.sh
 
 image-check:
 	@scripts/image-check.sh

@@ -196,6 +196,9 @@ class RustunnelAgent:
             self.end(Closed("the server stops"))
         await self._over.wait()
 
+    def forget_tunnel(self, tunnel_id: str) -> None:
+        self._pump.call(self.link, lambda: self.link.forget_tunnel(tunnel_id))
+
     def tell_visit(self, tunnel_id: str) -> TellVisit | None:
         """Where a tunnel's visits are told; None for agents that show none."""
         if self.is_stock:
@@ -366,9 +369,7 @@ class RustunnelAgent:
                 pong, self._pong = self._pong, trio.Event()
                 pong.set()
             case wire.UnregisterTunnel(tunnel_id=tunnel_id):
-                if await self._sessions.unregister(self.session, tunnel_id):
-                    self._pump.call(self.link, lambda: self.link.forget_tunnel(tunnel_id))
-                else:
+                if not await self._sessions.unregister(self.session, tunnel_id):
                     self.ignored += 1
             case wire.P2pConnect(request_id=request_id):
                 self._say(wire.P2pError(request_id=request_id, message="p2p is not served by this server yet"))

@@ -75,6 +75,7 @@ def build_app(
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.config["MAX_CONTENT_LENGTH"] = BODY_MAX
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
+    app.url_map.converters["capture"] = captures.CaptureIdConverter
     app.url_map.merge_slashes = False  # `//api` is another path, not a redirect
     doorkeeper = Doorkeeper(accounts, domain, dashboard_origin)
 

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from rustunnel_py.api.routes import show_instant
 from rustunnel_py.api.rustunnel import PAGE, Cursor, Limit
-from rustunnel_py.errors import BadRequest
+from rustunnel_py.errors import Denied
 from rustunnel_py.hub.replay import TIMES_MAX, Edit
 from rustunnel_py.model import har
 from rustunnel_py.model.capture import Kind
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 LIST_MAX = 500  # of the newest; as many as there are in memory
 SHOWN_BYTES_MAX = 16 * 2**20  # of bodies in one answer; the records past it come without theirs
 EXPORT_IDS_MAX = 1000
+_BASE64 = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+
+
+class Contradiction(Denied):
+    """Two fields of a body that do not go together."""
+
+    status = 409
 
 
 class RequestShown(msgspec.Struct, kw_only=True):
@@ -158,11 +165,11 @@ class ImportedShown(msgspec.Struct):
 class EditWanted(msgspec.Struct, forbid_unknown_fields=True):
     """What is sent otherwise. `headers` replaces those it names, null removes one."""
 
-    method: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
-    path: Annotated[str, Meta(min_length=1, max_length=16384)] | None = None
+    method: Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$")] | None = None
+    path: Annotated[str, Meta(pattern=r"^/[!-~]*$", max_length=16384)] | None = None
     headers: Annotated[dict[str, str | None], Meta(max_length=200)] | None = None
     body: str | None = None
-    body_base64: str | None = None
+    body_base64: Annotated[str, Meta(pattern=_BASE64)] | None = None
 
 
 class ReplayWanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -182,9 +189,7 @@ class TierWanted(msgspec.Struct, forbid_unknown_fields=True):
 class RecentQuery(msgspec.Struct):
     """How many of the newest."""
 
-    limit: Annotated[
-        int, Meta(ge=1, description=f"More than {LIST_MAX} is {LIST_MAX}.", extra_json_schema={"maximum": 2**53})
-    ] = PAGE
+    limit: Annotated[int, Meta(ge=1, le=2**53, description=f"More than {LIST_MAX} is {LIST_MAX}.")] = PAGE
 
 
 class SearchQuery(msgspec.Struct):
@@ -200,9 +205,7 @@ class SearchQuery(msgspec.Struct):
     ) = None
     path: Annotated[str, Meta(min_length=1, max_length=1000, description="A part of it.")] | None = None
     header: (
-        Annotated[
-            str, Meta(min_length=1, max_length=1000, description="A part of a name, or `name: part of a value`.")
-        ]
+        Annotated[str, Meta(min_length=1, max_length=1000, description="A part of a name, or `name: part of a value`.")]
         | None
     ) = None
     body: Annotated[str, Meta(min_length=1, max_length=1000, description="A part of a body or message.")] | None = None
@@ -263,29 +266,27 @@ def parse_filter(query: SearchQuery) -> Filter:
 def parse_edit(wanted: EditWanted) -> Edit:
     """Raises BadRequest."""
     if wanted.body is not None and wanted.body_base64 is not None:
-        raise BadRequest("edit: body or body_base64, not both")
+        raise Contradiction("edit: body or body_base64, not both")
     body = None if wanted.body is None else wanted.body.encode()
     if wanted.body_base64 is not None:
-        try:
-            body = base64.b64decode(wanted.body_base64, validate=True)
-        except ValueError:
-            raise BadRequest("edit.body_base64: not base64") from None
+        body = base64.b64decode(wanted.body_base64)
     return Edit(
-        method=_latin("edit.method", wanted.method),
-        path=_latin("edit.path", wanted.path),
+        method=None if wanted.method is None else wanted.method.encode("ascii"),
+        path=None if wanted.path is None else wanted.path.encode("ascii"),
         headers=tuple(
-            (_latin("edit.headers", name) or b"", _latin("edit.headers", value))
+            (_header_bytes(name), None if value is None else _header_bytes(value))
             for name, value in (wanted.headers or {}).items()
         ),
         body=body,
     )
 
 
-def _latin(field: str, text: str | None) -> bytes | None:
+def _header_bytes(text: str) -> bytes:
+    """As browsers send it: Latin-1 where that is possible, else UTF-8."""
     try:
-        return None if text is None else text.encode("latin-1")
+        return text.encode("latin-1")
     except UnicodeEncodeError:
-        raise BadRequest(f"{field}: only characters of Latin-1; write others percent-encoded") from None
+        return text.encode()
 
 
 # what goes out

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import msgspec
 import trio
 from quart import Response, websocket
+from werkzeug.routing import BaseConverter
 
 import rustunnel_py
 from rustunnel_py.api.caller import actor, current
 from rustunnel_py.api.capture_shapes import (
     EXPORT_IDS_MAX,
     LIST_MAX,
+    Contradiction,
     DifferenceShown,
     DiffQuery,
     EditWanted,
@@ -73,7 +75,13 @@ T = TypeVar("T")
 
 
 _REQUESTS = "/tunnels/{tunnel_id}/requests"
-_ONE = _REQUESTS + "/{request_id}"
+_ONE = _REQUESTS + "/{capture:request_id}"
+
+
+class CaptureIdConverter(BaseConverter):
+    """Any id but the words that stand in its place, so that a path has one meaning, also for OPTIONS."""
+
+    regex = r"(?!(?:search|diff|export|import|live)$)[^/]+"
 
 
 def body_max(path: str) -> int | None:
@@ -265,7 +273,7 @@ def _add_replay(api: Routes, inspector: Inspector, note: audit.Note) -> None:
         wanted = await parse_body(ReplayWanted, REPLAY_MAX) if await has_body() else ReplayWanted()
         if not wanted.send:
             if wanted.edit is not None:
-                raise BadRequest("edit: goes with send: true")
+                raise Contradiction("edit: goes with send: true")
             capture = await inspector.get(by.caller, wanted_id, request_id)
             return await _answer_with_bodies([capture], lambda captures: show_request(captures[0], bodies=True))
         edit = parse_edit(wanted.edit or EditWanted())

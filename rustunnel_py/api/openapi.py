@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rustunnel_py.api.routes import Auth, ErrorShown, Gives, Route
+from rustunnel_py.api.routes import DATE, Auth, ErrorShown, Gives, Route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -148,6 +148,8 @@ def _parameter(schema: Json) -> Json:
     choices = [choice for choice in schema.pop("anyOf", ()) if choice != {"type": "null"}]
     if len(choices) == 1:
         schema = {**choices[0], **schema}
+    if schema.get("format") == "date-time":
+        schema["pattern"] = DATE.pattern
     if None in schema.get("enum", ()):
         schema["enum"] = [word for word in schema["enum"] if word is not None]
     return schema

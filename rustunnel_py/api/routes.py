@@ -29,8 +29,8 @@ BODY_MAX = 64 * 1024  # bytes, where a route says nothing else; a label and a sc
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _DIGITS = re.compile(r"[0-9]{1,20}")
 _JSON_TYPE = re.compile(r"application/json(\s*;\s*charset=\"?utf-?8\"?)?\s*", re.IGNORECASE)
-_DATE = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+DATE = re.compile(
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 )
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -139,7 +139,7 @@ class Routes:
                 Route(
                     name,
                     method,
-                    self._prefix + path,
+                    self._prefix + re.sub(r"\{\w+:", "{", path),
                     summary,
                     auth,
                     query,
@@ -157,7 +157,7 @@ class Routes:
                 return await handler(**arguments)
 
             self.blueprint.add_url_rule(
-                re.sub(r"\{(\w+)\}", r"<\1>", path), endpoint=name, view_func=serve, methods=[method]
+                re.sub(r"\{([\w:]+)\}", r"<\1>", path), endpoint=name, view_func=serve, methods=[method]
             )
             return handler
 
@@ -182,6 +182,8 @@ def parse_query(shape: type[T]) -> T:
             raise BadRequest(f"{field.encode_name}: more than once")
         if values:
             fields[field.encode_name] = _value(field.encode_name, values[0], msgspec.inspect.type_info(field.type))
+        elif field.required:
+            raise BadRequest(f"{field.encode_name}: is missing")
     return msgspec.convert(fields, shape)
 
 
@@ -221,7 +223,7 @@ def _value(name: str, text: str, kind: msgspec.inspect.Type) -> object:
 
 def parse_instant(name: str, text: str) -> datetime:
     """ISO 8601 with a time zone. Raises BadRequest."""
-    if _DATE.fullmatch(text):
+    if DATE.fullmatch(text):
         try:
             return msgspec.convert(text.upper().replace(" ", "T"), datetime).astimezone(UTC)
         except (msgspec.ValidationError, OverflowError, ValueError):
@@ -255,11 +257,23 @@ async def parse_body(shape: type[T], most: int = BODY_MAX) -> T:
     check_json_type()
     body = await request.get_data(as_text=False)
     try:
-        return msgspec.convert(strict_json.loads(body, most), shape)
+        return msgspec.convert(_whole(strict_json.loads(body, most)), shape)
     except strict_json.JsonRefused as error:
         raise BadRequest(f"the body is not acceptable JSON: {error}") from None
     except msgspec.ValidationError as error:
         raise WrongType(_told(error)) from None
+
+
+def _whole(value: Any) -> Any:
+    """Of what was read: 3.0 is a whole number in JSON."""
+    match value:
+        case float() if value.is_integer() and abs(value) <= 2**53:
+            return int(value)
+        case list():
+            return [_whole(one) for one in value]
+        case dict():
+            return {name: _whole(one) for name, one in value.items()}
+    return value
 
 
 def _told(error: msgspec.ValidationError) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from quart import Blueprint, Response, g, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import BaseConverter
 
 from rustunnel_py.api import rs_tunnel_shapes as shapes
 from rustunnel_py.api.caller import peer
@@ -59,6 +60,12 @@ KEEP_ALIVE = "timeout=60"  # the CLI closes two seconds earlier; without the hin
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
+class TunnelName(BaseConverter):
+    """An id or host name, where `/v1/tunnels/telemetry` is another route."""
+
+    regex = r"(?!telemetry$)[^/]+"
+
+
 class Unauthorized(BadCredentials):
     def __init__(self, reason: str) -> None:
         super().__init__("Missing access token." if reason == "MISSING_AUTH" else "Invalid or expired access token.")
@@ -86,6 +93,7 @@ def body_max(path: str) -> int:
 
 def blueprint(parts: RsTunnel, accounts: Accounts, doorkeeper: Doorkeeper) -> Blueprint:
     api = Blueprint("rs_tunnel", __name__)
+    api.record(lambda state: state.app.url_map.converters.setdefault("tunnel_name", TunnelName))
     leases, telemetry = parts.leases, parts.telemetry
     limits = CallLimits(SHARED_LIMIT, LIMITS)
 
@@ -137,7 +145,7 @@ def blueprint(parts: RsTunnel, accounts: Accounts, doorkeeper: Doorkeeper) -> Bl
         made = await leases.create(_caller(), wanted.port, wanted.requested_slug)
         return answer(shapes.show_new_tunnel(made, *parts.agent_place()))
 
-    @api.delete("/v1/tunnels/<path:id_or_host>")
+    @api.delete("/v1/tunnels/<tunnel_name:id_or_host>")
     async def stop(id_or_host: str) -> Response:
         await leases.stop(_caller(), id_or_host)
         return answer(shapes.OkShown())
@@ -271,6 +279,8 @@ def show_error(error: Exception) -> Response:
             return _error(503, "STORAGE_UNAVAILABLE", "The server cannot store anything just now; try again later.")
         case HTTPException():
             status = error.code or 500
+            if status == 404 and request.method == "DELETE" and request.path.startswith("/v1/tunnels/"):
+                return _error(404, "TUNNEL_NOT_FOUND", "Tunnel not found.")  # a name with a slash in it
             return _error(status, *_HTTP.get(status, ("INVALID_INPUT", "The request cannot be served.")))
         case _:
             return _error(500, "INTERNAL_ERROR", "Internal server error.")

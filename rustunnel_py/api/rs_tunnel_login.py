@@ -68,7 +68,7 @@ def login_routes(api: Blueprint, logins: Logins, doorkeeper: Doorkeeper, caller:
     @api.post("/v1/auth/slack/start")
     async def login_start() -> Response:
         wanted = await parse_body(shapes.LoginWanted)
-        flow = logins.start(wanted.email, wanted.code_challenge, parse_callback(wanted.cli_callback_url), peer())
+        flow = logins.start(wanted.email, wanted.code_challenge, wanted.cli_callback_url, peer())
         origin = doorkeeper.origin or f"{request.scheme}://{request.host}"
         return answer(shapes.LoginShown(f"{origin}{_APPROVE}?{urlencode({'state': flow.state})}", flow.state))
 
@@ -166,23 +166,6 @@ async def parse_form() -> dict[str, str]:
     except ValueError:
         raise Invalid("", "This is no form.") from None
     return dict(reversed(fields))
-
-
-def parse_callback(url: str | None) -> str | None:
-    """Where older clients wait for the code; on loopback only. Raises Invalid."""
-    if url is None:
-        return None
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit(""), None
-    local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-    if parts.scheme != "http" or not local or port is None or parts.username is not None or parts.fragment:
-        raise Invalid("cliCallbackUrl", "Only http on this machine's loopback, with a port.")
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise Invalid("cliCallbackUrl", "This is no URL.")
-    return url
 
 
 def show_approval(flow: Flow, bound: str, problem: str = "", status: int = 200) -> Response:

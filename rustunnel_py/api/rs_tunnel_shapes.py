@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rustunnel_py.hub.logins import NewPair
     from rustunnel_py.model.lease import Listed, Term
     from rustunnel_py.model.telemetry import LoggedRequest, MetricsPoint, Snapshot
+    from rustunnel_py.wire.strict_json import JsonValue
 
 BODY_MAX = 64 * 1024
 INGEST_MAX = 1024 * 1024  # 200 events whose paths are all escapes have 700 KiB
@@ -38,6 +39,12 @@ Milliseconds = Annotated[float, Meta(ge=0)]
 # A dotted domain is what the CLI wants to see in a profile.
 Email = Annotated[
     str, Meta(max_length=254, pattern=r"\A[^@\s\x00-\x1f\x7f]{1,64}@[^@\s.\x00-\x1f]+(\.[^@\s.\x00-\x1f]+)+\Z")
+]
+# Where older clients wait for the code: on loopback, with a port.
+_PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+Callback = Annotated[
+    str,
+    Meta(max_length=512, pattern=rf"\A" rf"http://(127\.0\.0\.1|localhost|\[::1\]):{_PORT}([/?][!$-~]*)?" r"\Z"),
 ]
 Hidden = Annotated[str, Meta(min_length=10, max_length=512)]
 
@@ -92,7 +99,7 @@ class TelemetrySent(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 class LoginWanted(msgspec.Struct, rename="camel"):
     email: Email
     code_challenge: Annotated[str, Meta(min_length=10, max_length=128)]
-    cli_callback_url: Annotated[str, Meta(max_length=512)] | None = None
+    cli_callback_url: Callback | None = None
 
 
 class StatusWanted(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -245,7 +252,7 @@ async def parse_body(shape: type[T], most: int = BODY_MAX) -> T:
     if len(declared) != 1 or not _JSON_TYPE.fullmatch(declared[0]):
         raise Invalid("", "The body must be application/json.", 415)
     try:
-        return msgspec.convert(strict_json.loads(body, most), shape)
+        return msgspec.convert(_as_javascript(strict_json.loads(body, most)), shape)
     except strict_json.JsonRefused as error:
         raise Invalid("", f"The body is not acceptable JSON: {error}.") from None
     except msgspec.ValidationError as error:
@@ -256,6 +263,17 @@ async def parse_optional_body(shape: type[T]) -> T | None:
     """The same where there may be none at all, whatever the headers declare."""
     body = await request.get_data(as_text=False)
     return await parse_body(shape) if body.strip() else None
+
+
+def _as_javascript(value: JsonValue) -> JsonValue:
+    """Numbers without a fraction are integers, however they are written."""
+    if isinstance(value, dict):
+        return {key: _as_javascript(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_javascript(item) for item in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) <= COUNT_MAX:
+        return int(value)
+    return value
 
 
 def _invalid(error: msgspec.ValidationError) -> Invalid:

@@ -44,7 +44,7 @@ OFFSET_MAX = 2**53  # what every JSON reader can count to, and SQLite too
 
 Limit = Annotated[
     int,
-    Meta(ge=1, description=f"More than {PAGE_MAX} is {PAGE_MAX}.", extra_json_schema={"maximum": 2**53}),
+    Meta(ge=1, le=2**53, description=f"More than {PAGE_MAX} is {PAGE_MAX}."),
 ]
 Cursor = Annotated[
     str | None,
@@ -161,10 +161,13 @@ class NewTokenWanted(msgspec.Struct, forbid_unknown_fields=True):
         int | None,
         Meta(description="Tunnels at a time.", extra_json_schema={"minimum": 1, "maximum": TUNNELS_MAX}),
     ] = None
-    protocols: Annotated[
-        list[Literal["http", "tcp"]] | None,
-        Meta(description="Which tunnels it may open. null: all.", extra_json_schema={"minItems": 1, "maxItems": 8}),
-    ] = None
+    protocols: (
+        Annotated[
+            list[Literal["http", "tcp"]],
+            Meta(description="Which tunnels it may open. null: all.", min_length=1, max_length=2),
+        ]
+        | None
+    ) = None
 
 
 class TokensQuery(msgspec.Struct):

@@ -7,6 +7,7 @@ proxy is the visitor: what stands left of it, the visitor may have written himse
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import TYPE_CHECKING, TypeAlias
 
 from rustunnel_py.model.tunnel import Peer
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rustunnel_py.wire.http1 import Headers
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_HOST = re.compile(rb"(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 
 HOPS_MAX = 16  # addresses looked at, from the right; a longer chain of trusted proxies is a mistake
 
@@ -56,6 +59,16 @@ class TrustedProxies:
             if ip not in self:
                 break
         return found
+
+    def host(self, headers: Headers, host: bytes) -> bytes:
+        """Which host the visitor asked the proxy for: the last `X-Forwarded-Host`, else `host`.
+
+        It is told to the local service only. The tunnel is found by `Host` alone: one name, for routing and for rules.
+        """
+        told = [
+            item.strip() for name, value in headers if name.lower() == b"x-forwarded-host" for item in value.split(b",")
+        ]
+        return told[-1] if told and _HOST.fullmatch(told[-1]) is not None else host
 
     def scheme(self, headers: Headers, scheme: str) -> str:
         """How the visitor came to the proxy: the last `X-Forwarded-Proto`, else the edge's own scheme."""

@@ -355,14 +355,16 @@ class Visitor:
         """A new header block: work out what depends on its Host."""
         shared = self._shared
         self._block = block
+        host = block.host_line
         proxied = shared.trusted is not None and self._peer.ip in shared.trusted
         if proxied and shared.trusted is not None:
             self._origin = shared.trusted.visitor(block.headers, self._peer)
             self._scheme = shared.trusted.scheme(block.headers, shared.scheme)
             self._source = source_of(self._origin.ip)
+            host = shared.trusted.host(block.headers, host)
         if proxied or known is None or known.host_line != block.host_line:
             port = block.port if block.port is not None else 443 if self._scheme == "https" else 80
-            self._forwarded = forwarded_lines(self._origin.ip, self._scheme, block.host_line, port)
+            self._forwarded = forwarded_lines(self._origin.ip, self._scheme, host, port)
 
     def _refused(self, tunnel: Tunnel, head: RequestHead, now: float) -> HopError | None:
         """The edge's own limits, and H45."""

@@ -31,6 +31,7 @@ FRAMES_PER_SECOND = 5000  # WebSocket frames watched, in both directions togethe
 FRAMES_BURST = 2000
 OVERHEAD = 1536  # bytes of a recording besides heads and bodies: the object, its numbers, its place in the ring
 MESSAGE_OVERHEAD = 256
+CONNECTIONS_MAX = 512  # whose ids are remembered; they are worked out again, the same, for others
 
 _EVENT_STREAM = b"text/event-stream"
 _SALT = secrets.token_bytes(16)  # ids of connections mean nothing outside this process
@@ -55,6 +56,7 @@ class TunnelRing(Ring["Recording"]):
     """The recordings of one tunnel, and what they have in common."""
 
     __slots__ = (
+        "_connections",
         "body_max",
         "clock",
         "is_listed",
@@ -62,7 +64,6 @@ class TunnelRing(Ring["Recording"]):
         "owner",
         "redactor",
         "relist",
-        "seen",
         "tunnel_id",
         "viewers",
     )
@@ -90,8 +91,20 @@ class TunnelRing(Ring["Recording"]):
         self.numbers = numbers
         self.redactor = redactor
         self.viewers: list[Viewer] = []
-        self.seen = 0  # recordings that came in since it was made
+        self._connections: dict[tuple[int, str, int], str] = {}
         self.is_listed = True  # False: its tunnel ended and it was emptied; the next recording brings it back
+
+    def connection_id(self, address: int, visitor: Peer) -> str:
+        """The same for all exchanges of one connection."""
+        key = (address, visitor.ip, visitor.port)
+        known = self._connections.get(key)
+        if known is None:
+            if len(self._connections) >= CONNECTIONS_MAX:
+                self._connections.clear()
+            text = f"{address} {visitor.ip} {visitor.port}".encode()
+            known = dashed(hashlib.blake2b(text, digest_size=16, key=_SALT).hexdigest())
+            self._connections[key] = known
+        return known
 
 
 class _Rest:
@@ -240,7 +253,6 @@ class Recording:
         if self._rest is not None:
             size += self._size_of_rest(self._rest)
         self.size = size
-        ring.seen += 1
         ring.append(self)
         if not ring.is_listed:
             ring.relist(ring)
@@ -301,7 +313,7 @@ class Recording:
             seq=self.seq,
             id=dashed(self.id),
             tunnel_id=self.ring.tunnel_id,
-            connection_id=_connection_id(self._connection, self._visitor),
+            connection_id=self.ring.connection_id(self._connection, self._visitor),
             captured_at=wall + timedelta(seconds=arrived - now),
             visitor=self._visitor,
             scheme=self._scheme,
@@ -372,12 +384,6 @@ def _fields(lines: bytes) -> Headers:
 def dashed(digits: str) -> str:
     """32 hex digits as a UUID is written."""
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def _connection_id(address: int, visitor: Peer) -> str:
-    """The same for all exchanges of one connection."""
-    key = f"{address} {visitor.ip} {visitor.port}".encode()
-    return dashed(hashlib.blake2b(key, digest_size=16, key=_SALT).hexdigest())
 
 
 def _longer(body: bytes | bytearray, data: memoryview) -> bytearray:

@@ -68,6 +68,9 @@ class Agent(TypingProtocol):
     def tell_visit(self, tunnel_id: str) -> TellVisit | None:
         """Where to tell the agent of a tunnel's visits, for agents that want to know."""
 
+    def forget_tunnel(self, tunnel_id: str) -> None:
+        """The session serves it no more: what the link keeps for it may go."""
+
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
@@ -325,6 +328,7 @@ class Sessions:
         holder.tunnels.pop(tunnel.id, None)
         if holder.agent is not None:
             tunnel.links.remove(holder.agent.link, self._clock())
+            holder.agent.forget_tunnel(tunnel.id)
             if not holder.tunnels:
                 holder.agent.end(Reset("its tunnel was taken over"))
         tunnel.session = None
@@ -504,6 +508,7 @@ class Sessions:
         session.tunnels.pop(tunnel.id, None)
         if session.agent is not None:
             tunnel.links.remove(session.agent.link, self._clock())
+            session.agent.forget_tunnel(tunnel.id)
 
     def _log_closed(self, session: Session, tunnel: Tunnel) -> None:
         entry_id = session.log_ids.pop(tunnel.id, None)

@@ -20,9 +20,10 @@ from functools import lru_cache
 from rustunnel_py.errors import BadRequest
 from rustunnel_py.model.names import LABEL_MAX, scope_patterns
 
-_ONE = r"\s*(tcp:(\*|[0-9]{1,5}(-[0-9]{1,5})?)|[A-Za-z0-9*?-]{1,63})\s*"
+_PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_ONE = rf"\s*(tcp:(\*|{_PORT}(-{_PORT})?)|[A-Za-z0-9*?-]{{1,63}})\s*"
 PATTERN = f"^{_ONE}(,{_ONE})*$"
-"""The grammar as one expression, for whoever describes it; `parse_scope` also wants ports that exist."""
+"""The grammar as one expression, for whoever describes it."""
 
 _LABEL = re.compile(r"[a-z0-9*?-]{1,63}")
 _PORTS = re.compile(r"tcp:(?:(\*)|([0-9]{1,5})(?:-([0-9]{1,5}))?)")
@@ -107,8 +108,7 @@ def parse_scope(text: str) -> Scope:
 def _range(found: re.Match[str], pattern: str) -> tuple[int, int]:
     if found[1]:
         return 1, _PORT_MAX
-    first = int(found[2])
-    last = int(found[3] or found[2])
+    first, last = sorted((int(found[2]), int(found[3] or found[2])))
     if not 1 <= first <= last <= _PORT_MAX:
         raise BadRequest(f"scope: {pattern} is no range of ports")
     return first, last

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rustunnel_py.model.capture import Capture, Kind, Message
+from rustunnel_py.model.capture import Capture, Headers, Kind, Message
 from rustunnel_py.model.tunnel import Peer
 from rustunnel_py.store.instants import from_micros, to_micros
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
     from rustunnel_py.store.database import Database, Row, Transaction
 
 ROWS_A_STATEMENT = 64  # of 15 values each: SQLite takes 32 766, and parsing grows with it
 ROWS_A_TRANSACTION = 512  # the disk has a turn in between, and so have the others
+ROW_OVERHEAD = 200  # bytes that a row costs besides its blobs, with its places in the indexes
 PRUNED_AT_ONCE = 500  # rows a step
 SEARCHED_BYTES_MAX = 64 * 1024 * 1024  # what one search reads of bodies before it gives a cursor back
 LOOKED_AT_A_STEP = 1000  # rows; then it is asked whether that is enough
@@ -37,7 +37,7 @@ _WIDTH = 15
 _ROW = f"({', '.join('?' * _WIDTH)})"
 
 
-class _Facts(msgspec.Struct, array_like=True, omit_defaults=True):
+class _Facts(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
     """The `facts` of a row; new ones come at the end, with a default."""
 
     connection_id: str
@@ -59,8 +59,8 @@ class _Facts(msgspec.Struct, array_like=True, omit_defaults=True):
     messages_forth: int = 0
     messages_back: int = 0
     origin: str | None = None
-    request_trailers: tuple[bytes, ...] = ()
-    response_trailers: tuple[bytes, ...] = ()
+    request_trailers: Headers = ()
+    response_trailers: Headers = ()
 
 
 class _MessageFacts(msgspec.Struct, array_like=True):
@@ -78,7 +78,7 @@ _REQUEST_CLIPPED, _RESPONSE_CLIPPED, _REQUEST_WITHHELD, _RESPONSE_WITHHELD, _UNW
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_facts = msgspec.msgpack.Decoder(_Facts).decode
-_decode_headers = msgspec.msgpack.Decoder(tuple[bytes, ...]).decode
+_decode_headers = msgspec.msgpack.Decoder(tuple[tuple[bytes, bytes], ...]).decode
 _decode_messages = msgspec.msgpack.Decoder(list[_MessageFacts]).decode
 
 
@@ -454,17 +454,6 @@ async def _dig(
     return found, before
 
 
-def size_of(capture: Capture) -> int:
-    """What retention counts for it: content, and something for the rest."""
-    size = 512 + len(capture.path) + len(capture.request_body) + len(capture.response_body)
-    for headers in (capture.request_headers, capture.response_headers):
-        for name, value in headers:
-            size += len(name) + len(value) + 4
-    for message in capture.messages:
-        size += 32 + len(message.content)
-    return size
-
-
 def _row(capture: Capture) -> list[Any]:
     """A capture as a row is written; the tunnel's id where its key will be."""
     flags = (
@@ -495,37 +484,32 @@ def _row(capture: Capture) -> list[Any]:
         capture.messages_forth,
         capture.messages_back,
         capture.origin,
-        _flat(capture.request_trailers),
-        _flat(capture.response_trailers),
+        capture.request_trailers,
+        capture.response_trailers,
     )
     messages = None
     if capture.messages:
         messages = _encode([(m.forth, m.kind, m.size, m.at_ms, m.content, m.compressed) for m in capture.messages])
+    packed, sent, got = _encode(facts), _encode(capture.request_headers), _encode(capture.response_headers)
+    size = ROW_OVERHEAD + len(capture.path) + len(packed) + len(sent) + len(got)
+    size += len(capture.request_body) + len(capture.response_body) + (0 if messages is None else len(messages))
     return [
         capture.seq,
         capture.tunnel_id,
         bytes.fromhex(capture.id.replace("-", "")),
-        size_of(capture),
+        size,
         to_micros(capture.captured_at),
         capture.status,
         capture.method,
         capture.path,
-        _encode(facts),
-        _encode(_flat(capture.request_headers)),
-        _encode(_flat(capture.response_headers)),
+        packed,
+        sent,
+        got,
         capture.request_body,
         capture.response_body,
         messages,
         int(capture.pinned),
     ]
-
-
-def _flat(headers: Iterable[tuple[bytes, bytes]]) -> tuple[bytes, ...]:
-    return tuple(chain.from_iterable(headers))
-
-
-def _pairs(flat: tuple[bytes, ...]) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _capture(row: Row, tunnel_id: str) -> Capture:
@@ -543,15 +527,15 @@ def _capture(row: Row, tunnel_id: str) -> Capture:
         method=method,
         path=path,
         minor=facts.minor,
-        request_headers=_pairs(_decode_headers(request_headers)),
-        request_trailers=_pairs(facts.request_trailers),
+        request_headers=_decode_headers(request_headers),
+        request_trailers=facts.request_trailers,
         request_body=request_body,
         request_bytes=facts.request_bytes,
         request_withheld=bool(facts.flags & _REQUEST_WITHHELD),
         status=status,
         reason=facts.reason,
-        response_headers=_pairs(_decode_headers(response_headers)),
-        response_trailers=_pairs(facts.response_trailers),
+        response_headers=_decode_headers(response_headers),
+        response_trailers=facts.response_trailers,
         response_body=response_body,
         response_bytes=facts.response_bytes,
         response_withheld=bool(facts.flags & _RESPONSE_WITHHELD),

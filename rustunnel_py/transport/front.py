@@ -57,8 +57,9 @@ def plain_answer(status: int, message: str) -> bytes:
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = "Error"
+    allow = "Allow: DELETE, GET, HEAD, PATCH, POST, PUT\r\n" if status == 405 else ""  # RFC 9110 section 15.5.6
     return (
-        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"HTTP/1.1 {status} {phrase}\r\n{allow}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
     ).encode() + body
 

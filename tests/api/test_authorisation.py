@@ -93,7 +93,7 @@ TABLE = {
 }
 def routes_of(app: Quart) -> set[str]:
     return {
-        f"{method} {rule.rule}"
+        f"{method} {rule.rule.replace('<capture:', '<')}"
         for rule in app.url_map.iter_rules()
         if not rule.websocket
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from rustunnel_py.errors import BadCredentials, StoreError, Unavailable
+from rustunnel_py.errors import BadCredentials, NotFound, StoreError, Unavailable
 from rustunnel_py.hub.sessions import Introduction, Wish
 from rustunnel_py.model.access import Role, Secret
 from rustunnel_py.model.tunnel import Peer, Protocol
@@ -299,6 +299,14 @@ async def test_heartbeats_renew_and_none_revives(house: LeasedHouse, mock_clock:
     assert await listed(house) == []
 
 
+async def test_the_instant_counts_not_the_task(house: LeasedHouse, mock_clock: MockClock) -> None:
+    made = await house.created("app")
+    house.clock.jump(60)
+    with pytest.raises(NotFound):
+        house.leases.heartbeat(made["tunnelId"])
+    assert house.registry.find_host(f"app.{DOMAIN}") is None
+
+
 async def test_leases_end_in_order_and_a_new_one_may_be_first(house: LeasedHouse, mock_clock: MockClock) -> None:
     first = await house.created("first")
     await house.pass_time(10)
@@ -452,6 +460,7 @@ async def test_an_agent_comes_and_goes(house: LeasedHouse, mock_clock: MockClock
         assert await native() == [made["tunnelId"]]
         await house.sessions.leave(session, clean=clean)
         assert await native() == []
+        house.registry.sweep(trio.current_time() + 3600)  # a record's name is not held for a while, it is taken
         assert house.registry.find_host(f"app.{DOMAIN}") is not None
         assert len(await listed(house)) == 1
     total, entries = await house.store.tunnel_log.history(None, None, 10, 0)

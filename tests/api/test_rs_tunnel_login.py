@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from html import unescape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -412,6 +413,26 @@ async def test_two_commands_at_once_both_get_one(house: LeasedHouse, mock_clock:
     third = await refresh(house, first["refreshToken"])
     assert third.status == 200
     assert (await refresh(house, second["refreshToken"])).status == 200
+
+
+async def test_the_grace_counts_from_the_first_use(house: LeasedHouse, mock_clock: MockClock) -> None:
+    first = await logged_in(house)
+    await refresh(house, first["refreshToken"])
+    house.clock.jump(50)
+    second = (await refresh(house, first["refreshToken"])).json
+    assert await works(house, second["accessToken"])
+    house.clock.jump(11)
+    assert (await refresh(house, first["refreshToken"])).status == 401
+
+
+async def test_a_login_lives_no_longer_than_the_token_that_approved(house: LeasedHouse, mock_clock: MockClock) -> None:
+    token, _ = await house.token(expires_at=house.now() + timedelta(hours=1))
+    pair = await logged_in(house, token)
+    house.clock.jump(3599)
+    assert await works(house, pair["accessToken"])
+    house.clock.jump(1)
+    assert not await works(house, pair["accessToken"])
+    assert (await refresh(house, pair["refreshToken"])).status == 401
 
 
 @pytest.mark.parametrize("restart", [False, True])

@@ -183,7 +183,10 @@ async def test_expiry_ends_sessions_and_live_views_within_a_second(tmp_path: Pat
 
 
 async def test_access_and_audit_log_are_written_and_hold_no_secret(tmp_path: Path) -> None:
-    logging = {"access_log_path": str(tmp_path / "access.log"), "audit_log_path": str(tmp_path / "audit.log")}
+    logging: dict[str, object] = {
+        "access_log_path": str(tmp_path / "access.log"),
+        "audit_log_path": str(tmp_path / "audit.log"),
+    }
     async with http_service() as service, running_server(tmp_path / "data", logging=logging) as server:
         async with served(server, service, "own"):
             await visit(server, '/a"b', headers=(("User-Agent", 'x" \\ y'), ("Referer", "http://r/")))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+from rustunnel_py.hub import leases as leases_module
 from rustunnel_py.model.access import Secret
 from tests.support.rs_tunnel_cli import PlayedCli, Up, played_cli
 from tests.support.rs_tunnel_contract import check_live, check_requests
@@ -51,8 +53,6 @@ async def native_tunnels(cli: PlayedCli, server: RunningServer) -> list[Any]:
     reply = await cli.api.send(
         "GET", "/api/tunnels", [("Host", "localhost"), ("Authorization", f"Bearer {server.admin_token}")]
     )
-    import json
-
     found = json.loads(reply.body)
     assert isinstance(found, list)
     return found
@@ -228,6 +228,19 @@ async def test_a_native_delete_ends_the_stand_in(serving: Any) -> None:
     assert reply.status == 204
     assert await child.wait() == 3
     assert "is gone" in child.lines[-1]
+
+
+async def test_a_lease_that_runs_out_ends_the_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases_module, "LEASE_SECONDS", 4)
+    async with running_server(tmp_path) as server, played_cli(server.ready.dashboard_url) as cli:
+        cli.access = server.admin_token
+        up = await cli.up(1, "app")
+        async with stand_in(up.cloudflared_token) as child:
+            await child.wait_for("location=")
+            assert (await cli.heartbeat(up)).status == 200
+            assert await child.wait() == 3
+            assert child.lines[-1] == "the tunnel app is gone: it was stopped, or its lease ran out"
+        assert await cli.list() == []
 
 
 async def test_a_token_of_yesterday(tmp_path: Path) -> None:

@@ -49,6 +49,23 @@ def test_H59_the_scheme_is_what_the_last_proxy_says(told: str, scheme: str) -> N
     assert TRUSTED.scheme(((b"X-Forwarded-Proto", told.encode()),), "http") == scheme
 
 
+@pytest.mark.parametrize(
+    ("told", "host"),
+    [
+        (b"shop.example", b"shop.example"),
+        (b"a.example, shop.example:8443", b"shop.example:8443"),
+        (b"[2001:db8::1]:80", b"[2001:db8::1]:80"),
+        (b"a b", b"own.example"),
+        (b'x"; for=1.2.3.4', b"own.example"),
+        (b"\xff", b"own.example"),
+        (b"x" * 300, b"own.example"),
+        (b"", b"own.example"),
+    ],
+)
+def test_H59_the_host_is_what_the_last_proxy_says_if_it_can_be_one(told: bytes, host: bytes) -> None:
+    assert TRUSTED.host(((b"X-Forwarded-Host", told),), b"own.example") == host
+
+
 def forged(peer: str) -> tuple[Rig, bytes]:
     rig = Rig()
     rig.link.answer = OK

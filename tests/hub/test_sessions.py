@@ -36,6 +36,7 @@ class PlayedAgent:
         self.alive = True
         self.asked = 0
         self.why: LinkLost | None = None
+        self.forgotten: list[str] = []
         self.said_goodbye = False
         self.on_ask: trio.Event | None = None
 
@@ -52,6 +53,9 @@ class PlayedAgent:
     async def say_goodbye(self) -> None:
         self.said_goodbye = True
         await trio.lowlevel.checkpoint()
+
+    def forget_tunnel(self, tunnel_id: str) -> None:
+        self.forgotten.append(tunnel_id)
 
     def tell_visit(self, tunnel_id: str) -> None:
         return None
@@ -418,6 +422,7 @@ async def test_unregister_is_for_the_sessions_own(bench: Bench) -> None:
     assert not await bench.sessions.unregister(ann.session, "no such")
     assert await bench.sessions.unregister(ann.session, tunnel.id)
     assert bench.registry.get(tunnel.id) is None
+    assert ann.forgotten == [tunnel.id]
 
 
 async def test_closing_by_the_api(bench: Bench) -> None:
@@ -439,6 +444,7 @@ async def test_closing_by_the_api(bench: Bench) -> None:
     with pytest.raises(Forbidden):
         bench.sessions.close_visible(Caller("ann", Role.READ, token_id="z"), two.id)
     bench.sessions.close_tunnel(two)
+    assert agent.forgotten == [one.id, two.id]
     assert agent.why is not None
 
 

@@ -40,6 +40,7 @@ def test_labels(pattern: str, label: str, allowed: bool) -> None:
         ("tcp:20000", 20001, False),
         ("tcp:20000-20010", 20010, True),
         ("tcp:20000-20010", 20011, False),
+        ("tcp:20010-20000", 20005, True),
         ("tcp:*", 1, True),
         ("*", 20000, False),
         ("app,tcp:1-2", 2, True),
@@ -50,7 +51,7 @@ def test_ports(pattern: str, port: int, allowed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", " , ", "a.b", "tcp:", "tcp:0", "tcp:70000", "tcp:2-1", "tcp:a", "udp:1", "ä", "a b", "x" * 64, "[a]"]
+    "text", ["", " , ", "a.b", "tcp:", "tcp:0", "tcp:70000", "tcp:a", "udp:1", "ä", "a b", "x" * 64, "[a]"]
 )
 def test_what_is_no_scope(text: str) -> None:
     with pytest.raises(BadRequest, match="scope"):
@@ -72,14 +73,9 @@ def test_wildcards_are_those_of_the_shell(pattern: str, label: str) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.from_regex(PATTERN.replace("{1,5}", "{1,4}"), fullmatch=True).map(lambda text: text.replace("\n", "")))
+@given(st.from_regex(PATTERN, fullmatch=True))
 def test_the_described_grammar_is_the_one_that_is_read(text: str) -> None:
-    said = ""
-    try:
-        parse_scope(text)
-    except BadRequest as error:
-        said = str(error)
-    assert not said or "range of ports" in said  # numbers that are no port: no grammar says that
+    assert parse_scope(text)
 
 
 def test_a_pathological_pattern_is_quick() -> None:

@@ -88,6 +88,8 @@ class PlayedAgent:
     async def say_goodbye(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    def forget_tunnel(self, tunnel_id: str) -> None: ...
+
     def tell_visit(self, tunnel_id: str) -> TellVisit | None:
         return None
 

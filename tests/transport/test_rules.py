@@ -269,6 +269,7 @@ async def test_rule_07_a_crash_costs_one_connection(pump_kind: Kind, kind: str, 
             pump.sweep(pump.now)
         else:
             one.sink = listening(Recorder(), one)
+            other.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)  # so that the kernel cannot take all
             pump.call(other, lambda: other.send(bytes(HIGH_WATER * 16)))
         await spin(lambda: bool(gone))
         assert pump.crashes == 1

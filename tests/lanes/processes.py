@@ -1,0 +1,82 @@
+"""Agents and local services as processes of their own, for the lanes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.server_process import ServerProcess
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RUSTUNNEL_")}
+    return {**kept, "PYTHONPATH": str(ROOT)}
+
+
+class AgentProcess:
+    """`rustunnel-py http PORT --subdomain NAME` against a server process; `kill` and `start` as often as one likes."""
+
+    def __init__(self, server: ServerProcess, name: str, port: int) -> None:
+        self._command = [
+            *(sys.executable, "-m", "rustunnel_py", "http", str(port), "--subdomain", name, "--json"),
+            *("--server", f"localhost:{server.control_port}", "--ca", str(server.data / "ca.pem")),
+        ]
+        self._environment = {
+            **_environment(),
+            "RUSTUNNEL_TOKEN": server.admin_token,
+            "XDG_CONFIG_HOME": str(server.data / f"agent-{name}"),
+            "XDG_STATE_HOME": str(server.data / f"agent-{name}"),
+            "HOME": str(server.data / f"agent-{name}"),
+        }
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+
+    def wait_serving(self) -> None:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if "public_url" in json.loads(line):
+                return
+        raise RuntimeError(f"the agent ended with {self.process.wait()}")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+
+
+@contextmanager
+def local_service(module: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """A module that prints its port first."""
+    with subprocess.Popen(
+        [sys.executable, "-m", module], cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline()), process
+        finally:
+            process.kill()
+
+
+def rss(pid: int) -> int:
+    """Bytes of memory that a process has in use."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no VmRSS")
