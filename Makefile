@@ -1,7 +1,7 @@
 # `make serve` starts a server, `make try` shows a tunnel, `make test` checks everything.
 # ARGS goes to the command: make serve ARGS='--domain t.example.com'
 
-.PHONY: serve try test check test-all peers lane-handshakes format docs lock bench image-check clean help run dev
+.PHONY: serve try test check test-all peers lane-handshakes crossed bulk format docs lock bench image-check clean help run dev
 
 ARGS ?=
 PORT ?=
@@ -19,7 +19,10 @@ help:
 	@echo 'make docs         write the tables of docs/configuration.md'
 	@echo 'make lock         write requirements/*.txt (needs uv)'
 	@echo 'make bench        measure speed'
+	@echo 'make crossed      a million tagged requests while agents die: no answer is somebody else'"'"'s'
+	@echo 'make bulk         10 GB each way in constant memory (ARGS=megabytes)'
 	@echo 'make judges       let programs of others look at the API and at exports'
+	@echo 'make kills        kill the server 50 times at full speed and look for what it acknowledged'
 	@echo 'make image-check  build the image and run it (root, Debian)'
 	@echo 'make clean        remove what the above made'
 
@@ -66,8 +69,17 @@ lock:
 bench: dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
+crossed: dev
+	$(BIN)/python -m tests.lanes.crossed $(ARGS)
+
+bulk: dev
+	$(BIN)/python -m tests.lanes.bulk $(ARGS)
+
 judges: dev
 	@scripts/judges.sh
+
+kills: dev
+	KILLS=$${KILLS:-50} $(BIN)/python -m pytest -q -s tests/e2e/test_kill.py
 
 image-check:
 	@scripts/image-check.sh

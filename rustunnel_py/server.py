@@ -91,6 +91,9 @@ class Ready:
     ca_path: Path | None  # None: the certificate is not of this server's own authority
     admin_token: Secret
     admin_token_file: Path | None  # None: the token is a setting
+    public_http_port: int  # as visitors see it: a proxy may stand in front
+    public_https_port: int
+    control_plain: bool  # the control port speaks no TLS: agents come by the proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,9 +385,7 @@ class _Parts:
             lambda: inspector().not_stored,
         )
         metrics.add("gauge", "rustunnel_captures_waiting", "Captures not stored yet.", lambda: inspector().waiting)
-        metrics.add(
-            "gauge", "rustunnel_captures_bytes", "Memory of captures.", lambda: inspector().bytes_in_memory
-        )
+        metrics.add("gauge", "rustunnel_captures_bytes", "Memory of captures.", lambda: inspector().bytes_in_memory)
         metrics.add("gauge", "rustunnel_captures_lossy", "1: the store takes none.", lambda: inspector().lossy)
 
     def _connections(self) -> dict[str, float]:
@@ -508,6 +509,9 @@ class _Parts:
             ca_path=keeper.ca_path,
             admin_token=self._admin_token,
             admin_token_file=None if self._config.auth.admin_token else folder.admin_token_file,
+            public_http_port=self.registry.places.http_port,
+            public_https_port=self.registry.places.https_port,
+            control_plain=server.control_plain,
         )
 
 
@@ -566,15 +570,17 @@ def greeting(ready: Ready, executable: str, *, terminal: bool) -> list[str]:
 
     The admin token itself is shown on a terminal only.
     """
-    login = f"{executable} login {ready.domain}:{ready.control_port}"
-    if not ready.publicly_trusted:
+    agents = f"{ready.domain}:{ready.public_https_port if ready.control_plain else ready.control_port}"
+    login = f"{executable} login {agents}"
+    if not ready.publicly_trusted and not ready.control_plain:  # a proxy that encrypts shows a certificate of its own
         login += f" --pin {ready.pin}"
     if ready.admin_token_file is not None:
         login += f" < {shlex.quote(str(ready.admin_token_file))}"
     token = ready.admin_token.reveal() if terminal else ready.admin_token_file or "as configured (auth.admin_token)"
     lines = [
-        f"tunnels    http://NAME.{ready.domain}:{ready.http_port}  https://NAME.{ready.domain}:{ready.https_port}",
-        f"agents     {ready.domain}:{ready.control_port}",
+        f"tunnels    http://NAME.{ready.domain}:{ready.public_http_port}  "
+        f"https://NAME.{ready.domain}:{ready.public_https_port}",
+        f"agents     {agents}" + (" by the proxy that encrypts" if ready.control_plain else ""),
         f"API        {ready.dashboard_url}/api/status",
         f"admin token  {token}",
     ]

@@ -15,4 +15,11 @@ if [ "$(cat "$judges/installed" 2>/dev/null)" != "$wanted" ]; then
     fi
     echo "$wanted" >"$judges/installed"
 fi
-exec .venv/bin/python scripts/judges.py "$judges"
+code=0
+.venv/bin/python scripts/judges.py "$judges" || code=$?
+PYTHONPATH=. .venv/bin/python scripts/judge_rs_tunnel.py "$judges/venv/bin/schemathesis" || code=$?
+for judge in scripts/judges/*.sh; do
+    echo "== $judge"
+    "$judge" || code=$?
+done
+exit "$code"

@@ -38,7 +38,9 @@ def in_corpus() -> set[str]:
 
 def out_of_scope() -> set[str]:
     path = ROOT / "docs" / "out-of-scope.md"
-    return {row for line in path.read_text("utf-8").splitlines() if line.startswith("| ") for row in ROW.findall(line[:12])}
+    return {
+        row for line in path.read_text("utf-8").splitlines() if line.startswith("| ") for row in ROW.findall(line[:12])
+    }
 
 
 def test_every_row_has_a_test_or_a_reason() -> None:
@@ -47,5 +49,5 @@ def test_every_row_has_a_test_or_a_reason() -> None:
     assert [row for row in ROWS if row not in covered and row not in excused] == []
 
 
-def test_no_row_has_both() -> None:
-    assert sorted((in_names() | in_corpus()) & out_of_scope()) == []
+def test_no_row_of_these_has_both() -> None:
+    assert sorted((in_names() | in_corpus()) & out_of_scope() & set(ROWS)) == []

@@ -209,8 +209,8 @@ class SearchQuery(msgspec.Struct):
         | None
     ) = None
     body: Annotated[str, Meta(min_length=1, max_length=1000, description="A part of a body or message.")] | None = None
-    since: datetime | None = None
-    until: datetime | None = None
+    since: Annotated[datetime, Meta(tz=True)] | None = None
+    until: Annotated[datetime, Meta(tz=True)] | None = None
     pinned: bool | None = None
     limit: Limit = PAGE
     cursor: Cursor = None

@@ -206,7 +206,7 @@ def _add_files(api: Routes, inspector: Inspector, registry: Registry, note: audi
 
     @api.add(
         "POST", _REQUESTS + "/import", "Keep the requests of a HAR file",
-        body=Gives("application/json", "A HAR file."), gives={201: ImportedShown}, errors=(403, 404, 503),
+        body=har.HarFile, gives={201: ImportedShown}, errors=(403, 404, 503),
         auth=Auth.WRITER, tag="requests",
     )  # fmt: skip
     async def import_requests(tunnel_id: str) -> Response:

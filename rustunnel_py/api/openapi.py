@@ -57,6 +57,10 @@ def document(routes: Sequence[Route], version: str, server_name: str) -> Json:
             "license": {"name": "MIT", "identifier": "MIT"},
         },
         "servers": [{"url": "/"}],
+        "externalDocs": {
+            "url": "/v1/openapi.json",
+            "description": "What the rs-tunnel CLI speaks: the same tunnels under /v1, with leases and telemetry.",
+        },
         "tags": [{"name": tag} for tag in dict.fromkeys(route.tag for route in routes)],
         "paths": paths,
         "components": {

@@ -28,6 +28,8 @@ from rustunnel_py.model.access import Caller, Secret
 from rustunnel_py.model.bucket import source_of
 
 if TYPE_CHECKING:
+    from quart.blueprints import BlueprintSetupState
+
     from rustunnel_py.api.caller import Doorkeeper
     from rustunnel_py.hub.accounts import Accounts
     from rustunnel_py.hub.leases import Leases
@@ -66,6 +68,10 @@ class TunnelName(BaseConverter):
     regex = r"(?!telemetry$)[^/]+"
 
 
+def _know_tunnel_names(state: BlueprintSetupState) -> None:
+    state.app.url_map.converters["tunnel_name"] = TunnelName
+
+
 class Unauthorized(BadCredentials):
     def __init__(self, reason: str) -> None:
         super().__init__("Missing access token." if reason == "MISSING_AUTH" else "Invalid or expired access token.")
@@ -93,7 +99,7 @@ def body_max(path: str) -> int:
 
 def blueprint(parts: RsTunnel, accounts: Accounts, doorkeeper: Doorkeeper) -> Blueprint:
     api = Blueprint("rs_tunnel", __name__)
-    api.record(lambda state: state.app.url_map.converters.setdefault("tunnel_name", TunnelName))
+    api.record(_know_tunnel_names)
     leases, telemetry = parts.leases, parts.telemetry
     limits = CallLimits(SHARED_LIMIT, LIMITS)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import uuid
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ T = TypeVar("T")
 
 TOKENS_MAX = 10_000  # all of them are in memory, about half a KiB each
 LABEL_MAX = 200  # characters; it is shown in a column
+NOT_BLANK = r"[^\t-\r\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # what `strip` leaves
 TUNNELS_MAX = 1_000_000  # of one token; a number that no server reaches
 PROTOCOLS = frozenset({"http", "tcp"})  # what a token may be limited to
 SCOPE_MAX = 4096  # characters; some hundred patterns
@@ -197,8 +199,8 @@ class Accounts:
 
         Raises BadRequest for a value that cannot be used, Unavailable("limit"), StoreError.
         """
-        if not label.strip() or len(label) > LABEL_MAX:
-            raise BadRequest(f"label: 1 to {LABEL_MAX} characters")
+        if not re.search(NOT_BLANK, label) or len(label) > LABEL_MAX:
+            raise BadRequest(f"label: 1 to {LABEL_MAX} characters, and not only blanks")
         if scope is not None:
             if len(scope) > SCOPE_MAX:
                 raise BadRequest(f"scope: at most {SCOPE_MAX} characters")

@@ -9,17 +9,23 @@ import base64
 import binascii
 import codecs
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qsl, urlsplit
+from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from rustunnel_py.errors import BadRequest
 from rustunnel_py.model.capture import Capture, Headers, Kind, Message
 from rustunnel_py.model.tunnel import Peer
 
 IMPORTED_BYTES_MAX = 32 * 2**20  # of a file; browsers' own exports of a busy page have some MiB
-_METHOD_MAX = 64
+ENTRIES_MAX = 1000
+_URL = r"^https?://([A-Za-z0-9._~:@%-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?([/?#].*)?$"
+_STARTED = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?)?$"
+
+Size = Annotated[int, Meta(ge=-1, le=2**53)]
+"""Bytes; -1: not known."""
 
 
 class Pair(msgspec.Struct):
@@ -36,7 +42,7 @@ class PostData(msgspec.Struct, rename={"mime_type": "mimeType", "encoding": "_en
     params: list[Pair] | UnsetType = UNSET
 
 
-class Request(
+class HarRequest(
     msgspec.Struct,
     rename={
         "http_version": "httpVersion",
@@ -48,27 +54,27 @@ class Request(
         "trailers": "_trailers",
     },
 ):
-    method: str
-    url: str
+    method: Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}$")]
+    url: Annotated[str, Meta(pattern=_URL)]
     http_version: str = "HTTP/1.1"
-    cookies: list[msgspec.Raw] = []
+    cookies: list[Any] = []
     headers: list[Pair] = []
     query_string: list[Pair] = []
-    headers_size: int = -1
-    body_size: int = -1
+    headers_size: Size = -1
+    body_size: Size = -1
     post_data: PostData | UnsetType = UNSET
     clipped: bool | UnsetType = UNSET
     trailers: list[Pair] | UnsetType = UNSET
 
 
-class Content(msgspec.Struct, rename={"mime_type": "mimeType"}):
-    size: int = 0
+class HarContent(msgspec.Struct, rename={"mime_type": "mimeType"}):
+    size: Size = 0
     mime_type: str = ""
     text: str | UnsetType = UNSET
     encoding: str | UnsetType = UNSET
 
 
-class Response(
+class HarResponse(
     msgspec.Struct,
     rename={
         "status_text": "statusText",
@@ -80,20 +86,20 @@ class Response(
         "trailers": "_trailers",
     },
 ):
-    status: int
+    status: Annotated[int, Meta(ge=0, le=999)]
     status_text: str = ""
     http_version: str = "HTTP/1.1"
-    cookies: list[msgspec.Raw] = []
+    cookies: list[Any] = []
     headers: list[Pair] = []
-    content: Content = msgspec.field(default_factory=Content)
+    content: HarContent = msgspec.field(default_factory=HarContent)
     redirect_url: str = ""
-    headers_size: int = -1
-    body_size: int = -1
+    headers_size: Size = -1
+    body_size: Size = -1
     clipped: bool | UnsetType = UNSET
     trailers: list[Pair] | UnsetType = UNSET
 
 
-class Timings(msgspec.Struct):
+class HarTimings(msgspec.Struct):
     """Milliseconds; -1: does not apply."""
 
     send: float = 0
@@ -111,7 +117,7 @@ class WebSocketMessage(msgspec.Struct):
     data: str
 
 
-class Entry(
+class HarEntry(
     msgspec.Struct,
     rename={
         "started": "startedDateTime",
@@ -124,12 +130,12 @@ class Entry(
         "visitor": "_visitor",
     },
 ):
-    started: str
+    started: Annotated[str, Meta(pattern=_STARTED)]
     time: float
-    request: Request
-    response: Response
-    cache: dict[str, msgspec.Raw] = {}
-    timings: Timings = msgspec.field(default_factory=Timings)
+    request: HarRequest
+    response: HarResponse
+    cache: dict[str, Any] = {}
+    timings: HarTimings = msgspec.field(default_factory=HarTimings)
     messages: list[WebSocketMessage] | UnsetType = UNSET
     resource_type: str | UnsetType = UNSET
     origin: str | UnsetType = UNSET
@@ -139,12 +145,12 @@ class Entry(
     visitor: str | UnsetType = UNSET
 
 
-class _Log(msgspec.Struct):
-    entries: list[Entry]
+class HarLog(msgspec.Struct):
+    entries: Annotated[list[HarEntry], Meta(max_length=ENTRIES_MAX)]
 
 
-class _Har(msgspec.Struct):
-    log: _Log
+class HarFile(msgspec.Struct):
+    log: HarLog
 
 
 def beginning(version: str) -> bytes:
@@ -163,10 +169,10 @@ def entry_of(capture: Capture, base_url: str) -> bytes:
     started = capture.captured_at.astimezone(UTC)
     wait = capture.first_byte_ms if capture.first_byte_ms is not None else capture.duration_ms
     queued = capture.queue_ms or 0.0
-    entry = Entry(
+    entry = HarEntry(
         started=f"{started:%Y-%m-%dT%H:%M:%S}.{started.microsecond // 1000:03d}Z",
         time=_ms(capture.duration_ms),
-        request=Request(
+        request=HarRequest(
             method=capture.method,
             url=base_url + path,
             http_version=version,
@@ -177,7 +183,7 @@ def entry_of(capture: Capture, base_url: str) -> bytes:
             clipped=True if capture.request_clipped or capture.request_withheld else UNSET,
             trailers=_pairs(capture.request_trailers) if capture.request_trailers else UNSET,
         ),
-        response=Response(
+        response=HarResponse(
             status=capture.status,
             status_text=capture.reason,
             http_version=version,
@@ -188,7 +194,7 @@ def entry_of(capture: Capture, base_url: str) -> bytes:
             clipped=True if capture.response_clipped or capture.response_withheld else UNSET,
             trailers=_pairs(capture.response_trailers) if capture.response_trailers else UNSET,
         ),
-        timings=Timings(
+        timings=HarTimings(
             send=0,
             wait=_ms(max(wait - queued, 0.0)),
             receive=_ms(max(capture.duration_ms - wait, 0.0)),
@@ -237,8 +243,8 @@ def _post_data(capture: Capture) -> PostData:
     return PostData(mime_type, base64.b64encode(capture.request_body).decode(), "base64")
 
 
-def _content(capture: Capture) -> Content:
-    content = Content(capture.response_bytes, _first(capture.response_headers, b"content-type") or "x-unknown")
+def _content(capture: Capture) -> HarContent:
+    content = HarContent(capture.response_bytes, _first(capture.response_headers, b"content-type") or "x-unknown")
     if capture.response_body:
         text = text_of(capture.response_body, clipped=capture.response_clipped)
         content.text = base64.b64encode(capture.response_body).decode() if text is None else text
@@ -256,30 +262,33 @@ def _message(capture: Capture, message: Message) -> WebSocketMessage:
 def read(data: bytes, now: datetime) -> list[Capture]:
     """The captures of a HAR file, without tunnel and ids of their own. Raises BadRequest, which says what is wrong."""
     try:
-        har = msgspec.json.decode(data, type=_Har)
+        try:
+            har = msgspec.json.decode(data, type=HarFile)
+        except msgspec.ValidationError:
+            har = msgspec.convert(_whole(msgspec.json.decode(data)), HarFile)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body is no HAR file: {str(error)[:200]}") from None
-    captures = []
-    for number, entry in enumerate(har.log.entries):
-        try:
-            captures.append(_capture(entry, now))
-        except (ValueError, OverflowError, binascii.Error) as error:
-            raise BadRequest(f"entry {number} of the HAR file cannot be used: {str(error)[:100]}") from None
-    return captures
+    return [_capture(entry, now) for entry in har.log.entries]
 
 
-def _capture(entry: Entry, now: datetime) -> Capture:
+def _whole(value: Any) -> Any:
+    """Of what was read: 3.0 is a whole number in JSON."""
+    match value:
+        case float() if value.is_integer() and abs(value) <= 2**53:
+            return int(value)
+        case list():
+            return [_whole(one) for one in value]
+        case dict():
+            return {name: _whole(one) for name, one in value.items()}
+    return value
+
+
+def _capture(entry: HarEntry, now: datetime) -> Capture:
     request, response = entry.request, entry.response
-    url = urlsplit(request.url)
-    if url.scheme not in ("http", "https") or not url.netloc:
-        raise ValueError("its url is none of http or https")
-    if not request.method or len(request.method) > _METHOD_MAX or not request.method.isascii():
-        raise ValueError("its method is none")
-    if not 0 <= response.status <= 999:
-        raise ValueError("its status is none")
+    scheme, authority, path = _cut(request.url)
     headers = _headers(request.headers)
     if not any(name.lower() == b"host" for name, _ in headers):
-        headers = ((b"Host", _bytes(url.netloc.rpartition("@")[2])), *headers)
+        headers = ((b"Host", _bytes(authority.rpartition("@")[2])), *headers)
     sent, got = _request_body(request), _response_body(response)
     return Capture(
         id=entry.capture_id or "",
@@ -287,9 +296,9 @@ def _capture(entry: Entry, now: datetime) -> Capture:
         connection_id="00000000-0000-0000-0000-000000000000",
         captured_at=_instant(entry.started, now),
         visitor=Peer("", 0),
-        scheme=url.scheme,
+        scheme=scheme,
         method=request.method,
-        path=_bytes((url.path or "/") + (f"?{url.query}" if url.query else "")).decode("latin-1"),
+        path=_bytes(path).decode("latin-1"),
         request_headers=headers,
         request_trailers=() if request.trailers is UNSET else _headers(request.trailers),
         request_body=sent,
@@ -308,6 +317,15 @@ def _capture(entry: Entry, now: datetime) -> Capture:
     )
 
 
+def _cut(url: str) -> tuple[str, str, str]:
+    """Scheme, authority, and path with query: of a URL as the pattern has it, so that nothing can be wrong with it."""
+    scheme, _, rest = url.partition("://")
+    rest = rest.partition("#")[0]
+    at = min((place for mark in "/?" if (place := rest.find(mark)) >= 0), default=len(rest))
+    path = rest[at:]
+    return scheme, rest[:at], path if path.startswith("/") else "/" + path
+
+
 def _headers(pairs: list[Pair]) -> Headers:
     """Without the pseudo-headers of HTTP/2."""
     return tuple((_bytes(pair.name), _bytes(pair.value)) for pair in pairs if not pair.name.startswith(":"))
@@ -320,28 +338,37 @@ def _bytes(text: str) -> bytes:
         return text.encode("utf-8", "replace")
 
 
-def _request_body(request: Request) -> bytes:
+def _request_body(request: HarRequest) -> bytes:
     data = request.post_data
     if data is UNSET:
         return b""
-    if data.encoding == "base64":
-        return base64.b64decode(data.text, validate=True)
-    return data.text.encode("utf-8", "replace")
+    return _decoded(data.text, data.encoding)
 
 
-def _response_body(response: Response) -> bytes:
+def _response_body(response: HarResponse) -> bytes:
     content = response.content
     if content.text is UNSET:
         return b""
-    if content.encoding == "base64":
-        return base64.b64decode(content.text, validate=True)
-    return content.text.encode("utf-8", "replace")
+    return _decoded(content.text, content.encoding)
+
+
+def _decoded(text: str, encoding: str | UnsetType) -> bytes:
+    """What says that it is base64 and is none is taken as it stands."""
+    if encoding == "base64":
+        try:
+            return base64.b64decode(text, validate=True)
+        except (ValueError, binascii.Error):
+            pass
+    return text.encode("utf-8", "replace")
 
 
 def _instant(text: str, now: datetime) -> datetime:
-    """Of an entry; one without a time zone is taken for UTC, one in the future for now."""
-    found = datetime.fromisoformat(text)
-    found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    """Of an entry; one without a time zone is taken for UTC, one that is no day or lies in the future for now."""
+    try:
+        found = datetime.fromisoformat(text.upper())
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        return now
     return min(found, now)
 
 

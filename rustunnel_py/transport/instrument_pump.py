@@ -5,10 +5,10 @@ pump has that epoll as one of its descriptors and waits for both, pass after pas
 epoll is ready, a deadline came, or a callback made a task runnable. Then it returns. Where trio would still wait, since
 it worked out `timeout` before, an empty call to its entry queue keeps it from that.
 
-What that needs to know of trio is private: the runner's run queue, who waits for idleness, its epoll. All of it is in `_Insides`,
-looked for in the versions of trio that were tried. Elsewhere, under a clock that is not the system's, where another pump
-has the place, and after any failure in here (trio drops an instrument that raises), `EpollPump` does the same by
-`wait_readable`.
+What that needs to know of trio is private: the runner's run queue, who waits for idleness, its epoll. All of it is in
+`_Insides`, looked for in the versions of trio that were tried. Elsewhere, under a clock that is not the system's, where
+another pump has the place, and after any failure in here (trio drops an instrument that raises), `EpollPump` does the
+same by `wait_readable`.
 
 trio is never starved: it gets its turn after every pass in which one of the three reasons is seen, a pass is bounded,
 and a wait for trio's tasks to be idle (`wait_all_tasks_blocked`) is left to trio.
@@ -113,7 +113,7 @@ class InstrumentPump(EpollPump, trio.abc.Instrument):
 
     def _run_until_trio_is_wanted(self, timeout: float) -> None:
         inside = self._inside
-        if inside is None or self._ended:
+        if inside is None or self._over():
             return
         poll, trio_fd, runnable = self._poll, self._trio_fd, inside.run_queue
         if timeout <= 0 or inside.idle_waiters:
@@ -126,15 +126,14 @@ class InstrumentPump(EpollPump, trio.abc.Instrument):
         while True:
             events = poll(0 if self._left_over() else timeout, EVENTS_A_PASS)
             self._run(events)
-            for fd, _ in events:
-                if fd == trio_fd:
-                    return  # trio's own look at its epoll ends at once
-            if runnable or self._ended:
-                break
             timeout = until - perf_counter()
-            if timeout <= 0:
+            if runnable or timeout <= 0 or self._over() or any(fd == trio_fd for fd, _ in events):
                 break
+        # Also where trio's epoll is ready: what made it so may be gone when trio looks.
         self._keep_trio_awake()
+
+    def _over(self) -> bool:
+        return self._ended
 
     def _keep_trio_awake(self) -> None:
         """Make its next wait end at once."""

@@ -55,8 +55,8 @@ else:
 # path carries in one round trip, little enough for thousands of slow visitors.
 HIGH_WATER = 256 * 1024
 LOW_WATER = 64 * 1024
-# Bytes delivered and not yet credited; beyond it nothing is read.
-READ_AHEAD = 256 * 1024
+# Bytes delivered and not yet credited; beyond it nothing is read. The last read may add one SCRATCH_SIZE to it.
+READ_AHEAD = 128 * 1024
 # From this size on a view is sent at once and not copied into the output buffer first.
 DIRECT = 16 * 1024
 # An answer before the end of input: how long what still comes is read and dropped (design rule 11).

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from rustunnel_py.client.config import ServerAddress
+from rustunnel_py.client import login as logging_in
+from rustunnel_py.client.config import Pin, ServerAddress
 from rustunnel_py.model.tunnel import Peer
+from rustunnel_py.server import greeting
 from rustunnel_py.wire import proxy
 from tests.support.our_agent import agent_config, http, our_agent, tcp
 from tests.support.running_server import running_server
@@ -205,7 +207,12 @@ async def test_agents_come_by_the_https_edge_under_the_bare_domain(tmp_path: Pat
     async with http_service() as service, whole_server(tmp_path) as whole:
         server = whole.server
         config = agent_config(server, http(service.port, "ours"))
-        login = replace(config.login, server=ServerAddress("localhost", server.ready.https_port))
+        login = await logging_in.login(
+            ServerAddress("localhost", server.ready.https_port),
+            config.login.token,
+            tmp_path / "login.toml",
+            pin=Pin(server.ready.pin),
+        )
         async with (
             our_agent(replace(config, login=login)),
             stock_agent(server.ready.https_port, server.admin_token, tls=server.client_context()) as stock,
@@ -228,6 +235,16 @@ async def test_agents_come_unencrypted_by_a_trusted_proxy(tmp_path: Path, port: 
             await stock.register("http", service.port, subdomain="stock")
             await stock.serve()
             assert (await whole.get("stock")).status == 200
+
+
+async def test_behind_a_proxy_the_greeting_tells_what_is_seen_from_outside(tmp_path: Path) -> None:
+    table = {**PLAIN, "public_http_port": 80, "public_https_port": 443}
+    async with running_server(tmp_path, server=table) as server:
+        lines = greeting(server.ready, "rustunnel-py", terminal=False)
+        assert lines[0] == "tunnels    http://NAME.localhost:80  https://NAME.localhost:443"
+        assert lines[1] == "agents     localhost:443 by the proxy that encrypts"
+        assert "login localhost:443 <" in lines[-1]
+        assert "--pin" not in lines[-1]
 
 
 async def test_without_control_plain_the_http_edge_takes_no_agents(tmp_path: Path) -> None:

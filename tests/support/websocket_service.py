@@ -78,15 +78,18 @@ class _Cutter:
         return size
 
 
-async def websocket_echo(stream: trio.SocketStream) -> None:
-    """Serve one connection: handshake with subprotocol, permessage-deflate and a cookie, then echo until the end."""
+async def websocket_echo(stream: trio.SocketStream, read: bytes = b"") -> None:
+    """Serve one connection: handshake with subprotocol, permessage-deflate and a cookie, then echo until the end.
+
+    `read` is what came of it already.
+    """
     protocol = ServerProtocol(
         select_subprotocol=lambda _, offered: Subprotocol("chat") if "chat" in offered else None,
         extensions=[ServerPerMessageDeflateFactory(server_no_context_takeover=True, client_no_context_takeover=True)],
         max_size=MESSAGE_MAX,
     )
     message, cutter = _Message(), _Cutter()
-    early = bytearray()
+    early = bytearray(read)
     while b"\r\n\r\n" not in early:
         part = await stream.receive_some(65536)
         if not part:

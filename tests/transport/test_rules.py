@@ -360,7 +360,8 @@ async def test_rule_09_everything_is_read_though_events_come_once(pump_kind: Kin
 
         one, other = pair(kind, pump)
         paused = listening(Recorder(credits=False), other)
-        do(pump, one, lambda: one.send(bytes(READ_AHEAD + 1000)), one.send_eof)
+        size = READ_AHEAD + SCRATCH_SIZE + 1000  # more than is read before it pauses
+        do(pump, one, lambda: one.send(bytes(size)), one.send_eof)
         await paused.wait(lambda: other._paused)
         for _ in range(100):
             await trio.lowlevel.checkpoint()
@@ -368,7 +369,7 @@ async def test_rule_09_everything_is_read_though_events_come_once(pump_kind: Kin
         paused.credits = True
         pump.call(other, lambda: other.credit(len(paused.received)))
         await paused.wait_heard("eof")
-        assert len(paused.received) == READ_AHEAD + 1000
+        assert len(paused.received) == size
 
 
 async def test_rule_09_an_error_while_reading_is_paused_ends_the_connection() -> None:
