@@ -43,11 +43,17 @@ def load(
     headers: tuple[str, ...] = (),
     seconds: int = REQUEST_SECONDS,
     new_connections: bool = False,
+    script: str | None = None,
 ) -> Load:
-    """Closed-loop load with one thread of wrk. Raises LoadFailed for any answer but 2xx, and for socket errors."""
+    """Closed-loop load with one thread of wrk; `script` is a Lua file for it.
+
+    Raises LoadFailed for any answer but 2xx, and for socket errors.
+    """
     argv = [wrk, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "10s", "-H", f"Host: {host}"]
     for header in (*headers, *(("Connection: close",) if new_connections else ())):
         argv += ["-H", header]
+    if script is not None:
+        argv += ["-s", script]
     run = subprocess.run([*argv, url], capture_output=True, text=True, timeout=LOAD_TIMEOUT, check=True)
     text = run.stdout
     if "Non-2xx" in text:

@@ -168,6 +168,27 @@ _REFERENCE = """
 """
 
 
+_REFERENCE_TLS = """
+    server {{
+        listen 127.0.0.1:{port} ssl backlog=4096;
+        ssl_certificate {folder}/reference.pem; ssl_certificate_key {folder}/reference.pem;
+        ssl_protocols TLSv1.2 TLSv1.3;
+        location / {{
+            proxy_pass http://behind; proxy_http_version 1.1; proxy_set_header Connection "";
+            proxy_set_header Host $host; proxy_set_header X-Forwarded-For $remote_addr; proxy_buffering off;
+        }}
+    }}
+"""
+
+
+def _write_certificate(path: Path) -> None:
+    """A certificate of the reference's own, of the kind that the project makes for itself (P-256)."""
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    argv += ["-subj", "/CN=localhost", "-days", "2", "-keyout", str(path), "-out", f"{path}.crt"]
+    subprocess.run(argv, check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+
+
 @contextlib.contextmanager
 def nginx(tools: Tools, folder: Path, name: str, body: str) -> Iterator[subprocess.Popen[bytes]]:
     configuration = folder / f"{name}.conf"
@@ -188,11 +209,12 @@ def backend_only(tools: Tools, folder: Path) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where everything is. `server` and `agent` are process ids, for CPU and memory."""
+    """Where everything is. `server` and `agent` are process ids, for CPU and memory; both run in `environment`."""
 
     tools: Tools
     backend: int
     reference: int
+    reference_tls: int
     upload: int
     http: int
     https: int
@@ -201,8 +223,11 @@ class Stage:
     upload_host: str
     tcp_upload: int
     api: str
+    control: int
     server: int
     agent: int
+    environment: dict[str, str]
+    stock_label: str = ""  # of the stock agent's tunnel
 
 
 @contextlib.contextmanager
@@ -211,8 +236,8 @@ def stage(folder: Path) -> Iterator[Stage]:
     tools = find_tools()
     folder.chmod(0o755)  # nginx's worker is another user where this is root
     (folder / "bulk").write_bytes(os.urandom(1 << 20) * (BULK_BYTES >> 20))
-    backend, reference = free_port(), free_port()
-    upload = free_port()
+    backend, reference, reference_tls, upload = (free_port() for _ in range(4))
+    _write_certificate(folder / "reference.pem")
     command = [sys.executable, "-m", "rustunnel_py"]
     ports = {name: free_port() for name in ("http", "https", "control", "dashboard")}
     environment = {f"RUSTUNNEL_SERVER__{name.upper()}_PORT": str(port) for name, port in ports.items()}
@@ -237,10 +262,12 @@ def stage(folder: Path) -> Iterator[Stage]:
     )
     with contextlib.ExitStack() as stack:
         stack.enter_context(nginx(tools, folder, "backend", _BACKEND.format(port=backend, folder=folder)))
-        stack.enter_context(nginx(tools, folder, "reference", _REFERENCE.format(port=reference, backend=backend)))
+        references = _REFERENCE.format(port=reference, backend=backend)
+        references += _REFERENCE_TLS.format(port=reference_tls, folder=folder)
+        stack.enter_context(nginx(tools, folder, "reference", references))
         stack.enter_context(process(sys.executable, str(Path(__file__).with_name("drain.py")), str(upload)))
         server = stack.enter_context(process(*command, "serve", environment=environment))
-        for port in (backend, reference, upload, *ports.values()):
+        for port in (backend, reference, reference_tls, upload, *ports.values()):
             wait_for(port)
         wait_for_file(folder / "data" / "address")  # written when the server is ready
         environment["RUSTUNNEL_TOKEN"] = (folder / "data" / "admin-token").read_text().strip()
@@ -251,6 +278,9 @@ def stage(folder: Path) -> Iterator[Stage]:
             tools=tools,
             backend=backend,
             reference=reference,
+            reference_tls=reference_tls,
+            control=ports["control"],
+            environment=environment,
             upload=upload,
             http=ports["http"],
             https=ports["https"],

@@ -28,15 +28,14 @@ TOKEN = "judged-" + "x" * 32
 PLENTY = 10**9
 
 # What a schema cannot say: a state, a code or a slug that is well-formed may still be none, and numbers of more than
-# twenty digits are refused also in keys that nobody reads; `from` may be after `to`.
+# twenty digits are refused also in keys that nobody reads.
 SETTINGS = """
 [[operations]]
 include-operation-id = ["login_start", "login_status", "login_exchange", "login_refresh", "log_out", "create"]
 checks.positive_data_acceptance.expected-statuses = [200, 400, 401, 403, 404, 409, 429, 503]
 
 [[operations]]
-include-operation-id = ["metrics", "requests"]  # the history of a tunnel outlives it
-checks.use_after_free.enabled = false
+include-operation-id = ["metrics"]  # `from` may be after `to`
 checks.positive_data_acceptance.expected-statuses = [200, 400, 401, 403, 404, 429, 503]
 """
 
@@ -64,6 +63,7 @@ async def judge(program: str, folder: Path) -> int:
             print(f"schemathesis over /v1 with {name}", flush=True)
             command = [program, "--config-file", str(file), "run", f"{ready.dashboard_url}/v1/openapi.json"]
             command += ["--header", f"Authorization: Bearer {TOKEN}", "--checks", "all", "--seed", SEED]
+            command += ["--exclude-checks", "use_after_free"]  # the history of a tunnel outlives it
             command += ["--max-examples", EXAMPLES, "--no-color", "--request-timeout", "20"]
             if parameters:
                 command += ["--exclude-operation-id", "stop"]

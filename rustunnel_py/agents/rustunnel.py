@@ -65,6 +65,11 @@ VISITS_SECONDS = 0.25  # between two batches
 LEAVE_SECONDS = 5.0  # to free addresses in the store once the agent is gone
 TEXT_MAX = 256  # local addresses, versions, machine ids: longer ones are cut, they are shown and used as keys
 
+# Streams of our own agents may grow: bulk then waits for fewer round trips. What a visitor that stops reading leaves of
+# a window stays in our memory, so growth is bounded for a session.
+LIMITS = Limits(grown_window=1024 * 1024, growth=16 * 1024 * 1024)
+STOCK_LIMITS = Limits(error_is_final=False)
+
 FEATURES = ("raw_data",)
 
 _HEADER_VALUE = re.compile(r"[!-~]{1,256}")
@@ -106,7 +111,7 @@ class RustunnelAgent:
             prompt=not self.is_stock,
             first_byte_seconds=first_byte_seconds,
             data_lost=self._data_lost,
-            limits=Limits(error_is_final=not self.is_stock),
+            limits=STOCK_LIMITS if self.is_stock else LIMITS,
         )
         self._pump = pump
         self._sessions = sessions

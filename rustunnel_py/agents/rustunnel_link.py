@@ -42,7 +42,9 @@ Notify: TypeAlias = "Callable[[str, Visit], None]"
 """`notify(conn_id, visit)`: announce a stream to the agent on its control socket."""
 
 KEEP_SECONDS = 60.0  # idle streams; local services themselves keep connections 2 to 75 s
-KEPT_PER_TUNNEL = 128  # as many as busy visitors come back within one round trip; more are closed after use
+# All that a session may have: where fewer were kept, so many busy visitors would open a stream for every request. Who
+# wants another one and finds no place takes that of the one that was idle longest.
+KEPT_PER_TUNNEL = 400
 SURE_SECONDS = 2.0  # idle longer: it may just be closing, so only requests that can be repeated use it
 CLOSING_MARGIN = 1.0  # the same, before the end that `Keep-Alive: timeout` announced
 QUEUE_MAX = 1000  # visits of one agent that wait for a place or a data socket

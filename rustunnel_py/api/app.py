@@ -20,6 +20,7 @@ from rustunnel_py.api.caller import Doorkeeper, actor, asked, current
 from rustunnel_py.api.routes import BODY_MAX, Auth, ErrorShown, Routes, answer
 from rustunnel_py.errors import BadCredentials, Denied, Forbidden, StoreError
 from rustunnel_py.hub.audit import AccessRefused, unheard
+from rustunnel_py.model.text import escape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,7 +160,7 @@ def _handle_errors(app: Quart) -> None:
 
     @app.errorhandler(StoreError)
     async def store(error: StoreError) -> Response:
-        log.error("an API call failed in the store", path=asked().path, error=str(error))
+        log.error("an API call failed in the store", path=escape(asked().path), error=str(error))
         if rs_tunnel.owns_path(asked().path):
             return rs_tunnel.show_error(error)
         return show_error(503, "the server cannot store anything just now; try again later")
@@ -177,7 +178,8 @@ def _handle_errors(app: Quart) -> None:
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
         error_id = secrets.token_hex(8)
-        log.error("an API call failed", id=error_id, method=asked().method, path=asked().path, exc_info=error)
+        method, path = escape(asked().method), escape(asked().path)
+        log.error("an API call failed", id=error_id, method=method, path=path, exc_info=error)
         if rs_tunnel.owns_path(asked().path):
             return rs_tunnel.show_error(error)
         return answer(ErrorShown("internal server error", error_id), 500)

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 SECRET_HEADER = "X-Rustunnel-Data-Secret"
 OPEN_SECONDS = 15.0  # to reach the server and have its 101, which it may hold back while the session begins
 ANSWER_MAX = 16 * 1024  # bytes of the answer's head
-LIMITS = Limits(max_accepted=512)  # what stock agents stand; a server keeps well below
+# `max_accepted` is what stock agents stand; a server keeps well below. Windows as the server's own.
+LIMITS = Limits(max_accepted=512, grown_window=1024 * 1024, growth=16 * 1024 * 1024)
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _PATH_WORD = re.compile(r"[A-Za-z0-9-]{1,64}")  # a session id: it goes into a request line

@@ -223,17 +223,18 @@ class Measured:
         self._clock = clock
         self._now = now
         self._samples = Samples()
-        self._events: deque[tuple[datetime, bytes, bytes, int, float]] = deque(maxlen=MEASURED_EVENTS_MAX)
+        self._events: deque[tuple[float, bytes, bytes, int, float]] = deque(maxlen=MEASURED_EVENTS_MAX)
         self._frozen: Snapshot | None = None  # the last one while an agent was there
         self._left = 0  # visitors who did not wait for their reply
 
     def visited(self, method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
         """One visit has ended: what `Tunnel.tell` calls. Status 0: it was cut before it had one."""
+        ended = self._clock()
         if status == VISITOR_LEFT:
             self._left += 1
         if status != SWITCHED:  # how long a WebSocket was open says nothing of how quick its service is
-            self._samples.add(self._clock() - milliseconds / 1000.0, milliseconds)
-        self._events.append((self._now(), method, target, status, milliseconds))
+            self._samples.add(ended - milliseconds / 1000.0, milliseconds)
+        self._events.append((ended, method, target, status, milliseconds))
 
     def snapshot(self, tunnel: Tunnel, region: str | None) -> Snapshot | None:
         """None before the first visit; frozen while no agent is attached."""
@@ -259,7 +260,11 @@ class Measured:
         return self._frozen
 
     def logged(self, after: datetime | None, limit: int) -> list[LoggedRequest]:
-        found = [_logged(*event) for event in self._events]
+        noon = self._now() - timedelta(seconds=self._clock())  # where the monotonic clock is 0, on the wall
+        found = [
+            _logged(noon + timedelta(seconds=ended), method, target, status, milliseconds)
+            for ended, method, target, status, milliseconds in self._events
+        ]
         if after is not None:
             return [logged for logged in found if logged.ingested_at > after][:limit]
         return found[::-1][:limit]

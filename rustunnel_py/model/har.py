@@ -21,7 +21,8 @@ from rustunnel_py.model.tunnel import Peer
 
 IMPORTED_BYTES_MAX = 32 * 2**20  # of a file; browsers' own exports of a busy page have some MiB
 ENTRIES_MAX = 1000
-_URL = r"^https?://([A-Za-z0-9._~:@%-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?([/?#].*)?$"
+_IPV6 = r"\[(([0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}|::1|([0-9A-Fa-f]{1,4}:){1,6}:[0-9A-Fa-f]{1,4})\]"
+_URL = rf"^https?://([A-Za-z0-9._~:@%-]+|{_IPV6}(:[0-9]*)?)([/?#].*)?$"
 _STARTED = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?([Zz]|[+-][0-9]{2}:?[0-9]{2})?)?$"
 
 Size = Annotated[int, Meta(ge=-1, le=2**53)]

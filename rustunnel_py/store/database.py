@@ -197,8 +197,10 @@ class _Job(Generic[T]):
 class _Lane:
     """One connection, and the transactions that wait for it. Everything here runs in the thread."""
 
-    def __init__(self, connection: aiosqlite.Connection, kind: Literal["write", "read"]) -> None:
+    def __init__(self, connection: aiosqlite.Connection, kind: Literal["write", "read"], path: Path) -> None:
         self._connection = connection
+        self._path = path
+        self._identity = files.identity(path)
         self._reads = kind == "read"
         self._begin = "BEGIN" if self._reads else "BEGIN IMMEDIATE"
         self._queue: asyncio.Queue[_Job[Any] | None] = asyncio.Queue()
@@ -253,6 +255,9 @@ class _Lane:
 
     async def _transact(self, job: _Job[T]) -> T:
         connection = self._connection
+        if not self._reads and files.identity(self._path) != self._identity:
+            # What is written now would be nowhere; what was open is still read.
+            raise StoreError(f"{self._path} was deleted or replaced while the server runs; put it back, or restart")
         await connection.execute(self._begin)
         try:
             value = await job.work(Transaction(connection))
@@ -354,7 +359,7 @@ class _Thread:
             for plan in self._plans:
                 stack.enter_context(files.locked(plan.path))
                 writing, reading = await _open(stack, plan)
-                writer, reader = _Lane(writing, "write"), _Lane(reading, "read")
+                writer, reader = _Lane(writing, "write", plan.path), _Lane(reading, "read", plan.path)
                 lanes += writer, reader
                 self._databases.append(Database(loop, writer, reader))
             running = [asyncio.ensure_future(lane.run()) for lane in lanes]

@@ -140,6 +140,15 @@ def set_aside(path: Path, now: datetime, why: str = "broken") -> Path:
     return aside
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which file has that name now; None: none that can be had."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def size(path: Path) -> int:
     return path.stat().st_size
 

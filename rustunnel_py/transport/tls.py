@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from rustunnel_py.errors import Expired, LinkLost, Refused, Reset
-from rustunnel_py.transport.pump import EPOLLERR, EPOLLIN, EPOLLOUT, SCRATCH_SIZE
+from rustunnel_py.transport.pump import EPOLLERR, EPOLLIN, EPOLLOUT
 from rustunnel_py.transport.tcp import (
     DIRECT,
     HIGH_WATER,
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 # From the first byte to the last of a handshake (S05).
 HANDSHAKE_SECONDS = 10.0
-# One call of OpenSSL decrypts one record, 16 KiB at most: with less space than this left, the rest waits a pass.
-_ENOUGH = SCRATCH_SIZE - 16 * 1024
+# One call of OpenSSL decrypts one record, of so much at most: with less space than this left, the rest waits a pass.
+_RECORD = 16 * 1024
 # Encrypted in pieces of this size, so that no ciphertext needs a huge allocation.
 _PIECE = 64 * 1024
 
@@ -365,7 +365,7 @@ class TlsConnection(SocketConnection):
         if self.quickack:
             self._acknowledge()
         self._incoming.write(scratch[:size])
-        self._more = size == SCRATCH_SIZE or self._ending
+        self._more = size == len(scratch) or self._ending
         if not self._shaken:
             self._shake()
         if self._shaken and self._phase is _OPEN and self._incoming.pending:
@@ -378,19 +378,20 @@ class TlsConnection(SocketConnection):
         # typeshed says bytes; with a buffer given it is the count.
         read = cast("Callable[[int, memoryview], int]", self.ssl_object.read)
         incoming = self._incoming
+        space = len(scratch)
         filled = 0
         closed = self._left = False
         failure: ssl.SSLError | None = None
         try:
             while True:
-                size = read(SCRATCH_SIZE - filled, scratch[filled:])
+                size = read(space - filled, scratch[filled:])
                 if size == 0:
                     closed = True
                     break
                 filled += size
                 if not incoming.pending:
                     break
-                if filled > _ENOUGH:
+                if filled > space - _RECORD:
                     self._left = True
                     break
         except ssl.SSLWantReadError:

@@ -78,6 +78,9 @@ REFUSED_A_MINUTE = 1000
 RESETS_A_SECOND = 1000
 """Streams that the peer opened and reset itself (after CVE-2023-44487). Resets of streams that we opened are bounded
 by our own opening."""
+BUSY_GRANTS = 16
+"""So often must half a window of a stream be passed on between two sweeps for it to grow: at 256 KiB, 2 MiB a second. A
+round trip takes its time even on a quick line, as soon as either side's machine is busy: a window is what hides it."""
 LATE_FRAMES = 16
 """Frames without payload that may still be under way to a stream when it ends: window updates, one FIN."""
 GAPS_KEPT = 256
@@ -97,13 +100,17 @@ class Limits:
     """Every bound of one session, with its default.
 
     `window` (bytes) is what the peer may send on a stream unread; above INITIAL_WINDOW the rest is granted with the
-    SYN or ACK, and below it cannot go. `max_streams` and `max_unacknowledged` bound what we open (a stock agent
-    stands 512 and 256), `max_accepted` what the peer opens. `half_closed_seconds`: a stream whose FIN we sent and on
-    which nothing came for so long is reset (None: never). `error_is_final`: a peer that said go-away with code 1 takes
-    no new streams; a stock agent complains so and goes on (wire spec section 4).
+    SYN or ACK, and below it cannot go. A stream whose bytes are passed on fast may grow to `grown_window`, as long
+    as all streams together have not grown by more than `growth` bytes. `max_streams` and `max_unacknowledged` bound
+    what we open (a stock agent stands 512 and 256), `max_accepted` what the peer opens. `half_closed_seconds`: a
+    stream whose FIN we sent and on which nothing came for so long is reset (None: never). `error_is_final`: a peer
+    that said go-away with code 1 takes no new streams; a stock agent complains so and goes on (wire spec section
+    4).
     """
 
     window: int = INITIAL_WINDOW
+    grown_window: int = INITIAL_WINDOW
+    growth: int = 0
     max_streams: int = 400
     max_unacknowledged: int = 256
     frame_max: int = 16 * 1024 * 1024
@@ -134,7 +141,7 @@ class Session:
         "_fin",
         "_free_queued",
         "_gaps",
-        "_half",
+        "_growth_left",
         "_half_closed",
         "_head",
         "_highest",
@@ -155,6 +162,7 @@ class Session:
         "_starved",
         "_streams",
         "_streams_free",
+        "_sweeps",
         "_tiny_left",
         "_trunk",
         "_unknown_left",
@@ -203,7 +211,7 @@ class Session:
         self._ended = ended
         self._streams_free = streams_free
         self._limits = limits
-        self._half = limits.window // 2
+        self._growth_left = limits.growth
         self._parity = role.value
         self._next_id = 1 if role is Role.CLIENT else 2
         self._streams: dict[int, Stream] = {}
@@ -226,6 +234,7 @@ class Session:
         self._free_queued = False
         # what sweep looks after
         self._half_closed: dict[Stream, tuple[int, float | None]] = {}
+        self._sweeps = 0
         self._minute = self._second = float("-inf")
         self._unknown_left = UNKNOWN_A_MINUTE
         self._tiny_left = TINY_A_MINUTE
@@ -382,6 +391,7 @@ class Session:
         """Once a second: half-closed limits, budgets. `now` in seconds, on any clock that only goes forward."""
         if self._over:
             return
+        self._sweeps += 1
         if now - self._second >= 1:
             self._second = now
             self._resets_left = RESETS_A_SECOND
@@ -572,7 +582,7 @@ class Session:
         self._unknown_left -= 1
         if self._unknown_left < 0:
             self._violate("too many frames for unknown streams")
-        elif size > self._limits.window:
+        elif size > max(self._limits.window, self._limits.grown_window):
             self._violate("past the window of an unknown stream")
         elif kind == DATA and not flags & RST:
             self._say(DATA, RST, ident, 0)
@@ -656,6 +666,8 @@ class Session:
         if self._streams.pop(stream.id, None) is None:
             return
         self._half_closed.pop(stream, None)
+        self._growth_left += stream._window - self._limits.window
+        stream._window = self._limits.window
         if not stream.acknowledged:
             stream.acknowledged = True
             self.unacknowledged -= 1
@@ -695,7 +707,8 @@ class Session:
         known = stream.id in self._streams
         if known and not stream._got_fin:
             limits = self._limits
-            self._late_bytes = min(self._late_bytes + stream._window_in, limits.window * limits.max_streams)
+            most = limits.window * limits.max_streams + limits.growth
+            self._late_bytes = min(self._late_bytes + stream._window_in, most)
         self._kill(stream)
         if known and not self._over:
             self._say(DATA, RST, stream.id, 0)
@@ -765,12 +778,15 @@ class Stream:
         "_flags",
         "_full",
         "_got_fin",
+        "_grants",
         "_owed",
         "_pending",
         "_queued",
         "_sent_fin",
         "_session",
         "_shut",
+        "_since",
+        "_window",
         "_window_in",
         "_window_out",
         "acknowledged",
@@ -792,6 +808,9 @@ class Stream:
         self.received = 0
         self._session = session
         self._flags = 0  # SYN or ACK: goes with the next frame, whatever it is
+        self._window = session._limits.window  # what the peer may send unread
+        self._grants = 0  # in this time between two sweeps, of which `_since` is the number
+        self._since = 0
         self._window_in = INITIAL_WINDOW  # what the peer may still send
         self._window_out = INITIAL_WINDOW  # what we may still send
         self._owed = 0  # credit that was given and not told yet
@@ -837,13 +856,16 @@ class Stream:
     def credit(self, size: int) -> None:
         """So much of what came has been passed on; told to the peer when half a window has come together."""
         owed = self._owed + size
-        session = self._session
-        if owed < session._half or self._got_fin or self._dead:
+        window = self._window
+        if owed < window >> 1 or self._got_fin or self._dead:
             self._owed = owed
             return
         # Never more than the window in all, whatever the caller counted.
         self._owed = 0
-        self._grant(min(owed, session._limits.window - self._window_in))
+        grant = min(owed, window - self._window_in)
+        if self._session._growth_left:
+            grant += self._grow()
+        self._grant(grant)
 
     def reset(self) -> None:
         if not self._dead:
@@ -865,6 +887,23 @@ class Stream:
         if not room:
             self._session._blocked = True
         return room
+
+    def _grow(self) -> int:
+        """By how much the window is widened with the present grant: what is passed on slowly keeps a small one."""
+        session = self._session
+        if self._since != session._sweeps:
+            self._since = session._sweeps
+            self._grants = 0
+        self._grants += 1
+        if self._grants < BUSY_GRANTS:
+            return 0
+        self._grants = 0
+        more = min(self._window, session._limits.grown_window - self._window, session._growth_left)
+        if more <= 0:
+            return 0
+        self._window += more
+        session._growth_left -= more
+        return more
 
     def _grant(self, credit: int) -> None:
         """A window update; with credit 0 it only carries a SYN or an ACK."""

@@ -91,6 +91,8 @@ TABLE = {
     "DELETE /api/tunnels/<tunnel_id>/requests/<request_id>/pin": changed(204),
     "POST /api/tunnels/<tunnel_id>/replay/<request_id>": seen(200),
 }
+
+
 def routes_of(app: Quart) -> set[str]:
     return {
         f"{method} {rule.rule.replace('<capture:', '<')}"

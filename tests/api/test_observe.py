@@ -110,7 +110,7 @@ async def document(bench: ApiBench) -> Any:
     return await value_of(await call(bench, "GET", "/api/openapi.json", None))
 
 
-async def test_the_document_has_every_route_and_nothing_else(bench: ApiBench) -> None:
+async def test_A27_the_document_has_every_route_and_nothing_else(bench: ApiBench) -> None:
     api = await document(bench)
     assert api["openapi"] == "3.1.0"
     described = {f"{method.upper()} {path}" for path, methods in api["paths"].items() for method in methods}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-STRUCTS = {
+STRUCTS: dict[str, type[msgspec.Struct]] = {
     "Ok": shapes.OkShown,
     "Error": shapes.ErrorShown,
     "Lease": shapes.LeaseShown,

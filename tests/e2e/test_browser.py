@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.browser import EXECUTABLE, needs_browser, require_browser
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WAIT_SECONDS = 60.0
 FLAGS = (
     "--headless",
@@ -67,24 +67,18 @@ def told(process: subprocess.Popen[str], event: str) -> dict[str, Any]:
             return news
 
 
-def find_browser() -> str:
-    for name in BROWSERS:
-        found = shutil.which(name)
-        if found is not None:
-            return found
-    pytest.skip("NO BROWSER TEST: there is no Chromium")
-
-
 @pytest.mark.slow
+@needs_browser
 def test_W20_a_real_browser_s_page_websocket_and_event_stream(tmp_path: Path) -> None:
-    browser = find_browser()
+    require_browser()
+    assert EXECUTABLE is not None
     with program(sys.executable, "-m", "tests.support.web_page", home=tmp_path) as service:
         port = next_line(service).strip()
         command = (sys.executable, "-m", "rustunnel_py", "try", port, "--json", "--subdomain", "page")
         with program(*command, home=tmp_path) as trial:
             url = told(trial, "tunnel")["public_url"]
             told(trial, "ready")
-            with program(browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", url, home=tmp_path):
+            with program(EXECUTABLE, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", url, home=tmp_path):
                 report = json.loads(next_line(service))
     assert report["events"] == ["event 0", "event 1", "event 2"]
     assert report["socket"] == [5, 100_000, "binary 70000"]

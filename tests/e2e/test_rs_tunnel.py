@@ -58,6 +58,23 @@ async def native_tunnels(cli: PlayedCli, server: RunningServer) -> list[Any]:
     return found
 
 
+async def check_captures(cli: PlayedCli, server: RunningServer, up: Up) -> None:
+    """Its requests are in the inspector, and can be sent again."""
+    headers = [("Host", "localhost"), ("Authorization", f"Bearer {server.admin_token}")]
+    reply = await cli.api.send("GET", f"/api/tunnels/{up.id}/requests", headers)
+    assert reply.status == 200
+    captured = json.loads(reply.body)
+    assert [one["path"] for one in captured] == ["/page/2", "/page/1", "/page/0"]
+    again = b'{"send": true}'
+    reply = await cli.api.send(
+        "POST",
+        f"/api/tunnels/{up.id}/replay/{captured[0]['id']}",
+        [*headers, ("Content-Type", "application/json"), ("Content-Length", str(len(again)))],
+        again,
+    )
+    assert reply.status == 200, reply
+
+
 async def test_the_played_cli_from_login_to_logout(tmp_path: Path) -> None:
     async with (
         http_service() as service,
@@ -86,6 +103,8 @@ async def test_the_played_cli_from_login_to_logout(tmp_path: Path) -> None:
             reply = await cli.user_call("GET", f"/v1/tunnels/{up.id}/requests")
             check_requests(reply.json)
             assert [one["path"] for one in reply.json] == ["/page/2", "/page/1", "/page/0"]
+            await check_captures(cli, server, up)
+            assert service.seen[-1].target == "/page/2"  # sent again
             assert (await cli.heartbeat(up)).status == 200
             assert (await cli.ingest(up, QUIET)).status == 200
             assert [one["status"] for one in await cli.list()] == ["active"]

@@ -314,12 +314,11 @@ async def test_H64_ends_at_every_byte_leave_nothing(tmp_path: Path, how: str) ->
 async def test_H65_F12_each_slow_visitor_is_gone_within_its_limit_and_others_never_notice(tmp_path: Path) -> None:
     limits: dict[str, object] = {"header_seconds": 1.0, "idle_seconds": 1.0, "handshake_seconds": 1.0}
 
-    async def endless(stream: trio.SocketStream) -> None:
-        while True:
-            await Lines(stream).until(b"\r\n\r\n")
-            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-
-    async with serving(tmp_path, endless, limits=limits) as whole:
+    async with (
+        http_service() as service,
+        whole_server(tmp_path, limits=limits) as whole,
+        our_agent(agent_config(whole.server, http(service.port, "app"))),
+    ):
         stack = AsyncExitStack()
         ends: dict[str, bytes] = {}
 
