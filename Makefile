@@ -1,7 +1,7 @@
 # `make serve` starts a server, `make try` shows a tunnel, `make test` checks everything.
 # ARGS goes to the command: make serve ARGS='--domain t.example.com'
 
-.PHONY: serve try test check test-all peers lane-handshakes crossed bulk format docs lock bench image-check clean help run dev
+.PHONY: serve try test check test-all peers lane-handshakes crossed bulk format docs lock bench bench-profile image-check clean help run dev
 
 ARGS ?=
 PORT ?=
@@ -18,7 +18,8 @@ help:
 	@echo 'make format       format the code'
 	@echo 'make docs         write the tables of docs/configuration.md'
 	@echo 'make lock         write requirements/*.txt (needs uv)'
-	@echo 'make bench        measure speed'
+	@echo 'make bench        measure speed and memory beside nginx (ARGS="5 bulk": rounds, groups)'
+	@echo 'make bench-profile  flame graphs of server and agent under load (ARGS=down)'
 	@echo 'make crossed      a million tagged requests while agents die: no answer is somebody else'"'"'s'
 	@echo 'make bulk         10 GB each way in constant memory (ARGS=megabytes)'
 	@echo 'make judges       let programs of others look at the API and at exports'
@@ -68,6 +69,9 @@ lock:
 
 bench: dev
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-profile: dev
+	$(BIN)/python -m benchmarks.profile $(ARGS)
 
 crossed: dev
 	$(BIN)/python -m tests.lanes.crossed $(ARGS)

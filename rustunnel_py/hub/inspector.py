@@ -153,7 +153,7 @@ class Inspector:
         present = self._rings.setdefault(ring.tunnel_id, ring)
         if present is ring:
             ring.is_listed = True
-            self._budget.rings.add(ring)  # type: ignore[arg-type]
+            self._budget.rings[ring] = None  # type: ignore[index]
 
     # redaction
 

@@ -34,7 +34,7 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self.rings: set[Ring[Kept]] = set()
+        self.rings: dict[Ring[Kept], None] = {}  # in the order they were made
 
     def shrink(self) -> None:
         """Make the largest rings shorter until a sixteenth of the bound is free."""
@@ -61,7 +61,7 @@ class Ring(Generic[T]):
         self.bytes = 0
         self.overwritten = 0
         self._items: deque[T] = deque()
-        budget.rings.add(self)  # type: ignore[arg-type]
+        budget.rings[self] = None  # type: ignore[index]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -103,7 +103,7 @@ class Ring(Generic[T]):
         """Empty it and give its bytes back; what was not stored counts as overwritten."""
         while self._items:
             self.drop_oldest()
-        self.budget.rings.discard(self)
+        self.budget.rings.pop(self, None)  # type: ignore[arg-type]
 
     def _let_go(self, item: T) -> None:
         self.bytes -= item.size

@@ -519,4 +519,7 @@ async def _control_tasks(below: _ControlStream) -> AsyncIterator[_Guarded]:
     except BaseExceptionGroup as group:
         if failure is not None and group.exceptions == (failure,):
             raise failure from failure.__cause__
+        cancelled, rest = group.split(trio.Cancelled)
+        if cancelled is not None and rest is not None and rest.split(ControlEnded)[1] is None:
+            raise cancelled from None  # the socket ended and this task was cancelled at once: nobody asks why any more
         raise

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-FRAMES_A_CALL = 1000  # a view has at most 64 KiB; smaller frames than that on average cost more than they tell
+FRAMES_A_CALL = 1000  # a view has at most 256 KiB; smaller frames than that on average cost more than they tell
 _HEAD_MAX = 14  # RFC 6455 §5.2: two bytes, a length of eight, a mask of four
 
 _KINDS = {1: "text", 2: "binary", 8: "close", 9: "ping", 10: "pong"}

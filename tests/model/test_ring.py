@@ -45,7 +45,7 @@ def test_two_equal_rings_shrink_by_turns() -> None:
         for ring in rings:
             ring.append(Item(100))
     assert budget.used <= 1600
-    assert abs(rings[0].bytes - rings[1].bytes) <= 100
+    assert abs(rings[0].bytes - rings[1].bytes) <= 200  # one item given up, one come since
 
 
 def test_one_item_larger_than_everything_leaves_nothing() -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import ssl
 import threading
-from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from rustunnel_py.client.agent import run_agent
 from rustunnel_py.client.config import AgentConfig, LocalAddress, Login, Options, Pin, ServerAddress, Trust, Tunnel
-from rustunnel_py.client.news import News
 from rustunnel_py.model.access import Secret
-from tests.support.played_server import PlayedControl, PlayedData, PlayedServer
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Callable
+
+    from rustunnel_py.client.news import News
+    from tests.support.played_server import PlayedControl, PlayedData, PlayedServer
 
 N = TypeVar("N")
 
