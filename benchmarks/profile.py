@@ -16,7 +16,7 @@ from benchmarks.stage import Stage, stage
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS = 10
-RATE = 500  # samples a second: more would slow what is measured
+RATE = 100  # samples a second: with native frames more makes py-spy fall behind
 
 
 def _py_spy() -> str:

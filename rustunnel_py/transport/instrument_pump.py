@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
 _taken: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("instrument pump", default=False)
 
-# So many descriptors in a pass while trio has tasks to run: an answer of the API takes twenty turns of trio's loop
-# or so, and a pass goes with each.
-EVENTS_BESIDE_TASKS = 8
-
 # Versions whose insides were looked at and tried. Newer ones go the public way until somebody has.
 TRIED = ((0, 26), (0, 35))
 
@@ -121,7 +117,7 @@ class InstrumentPump(EpollPump, trio.abc.Instrument):
             return
         poll, trio_fd, runnable = self._poll, self._trio_fd, inside.run_queue
         if timeout <= 0 or inside.idle_waiters:
-            events = poll(0, EVENTS_BESIDE_TASKS)
+            events = poll(0, EVENTS_A_PASS)
             if events or self._left_over():
                 self._run(events)
                 self._keep_trio_awake()  # not to be taken for idle
