@@ -212,6 +212,9 @@ class Turn:
             self.wait.abandon()
         if self.gate is not None:
             self.gate.leave(self.visit)
+        if self.owed_input:  # a reply that ended before the link had room: its `room` will not come any more
+            owed, self.owed_input = self.owed_input, 0
+            self.connection.credit(owed)
         tell, tap, access = self.tunnel.tell, self.tap, self.visitor.access_log
         milliseconds = (now - self.visit.arrived) * 1000.0
         self.tunnel.tally.request(self.status, milliseconds, self.forwarded, self.output)

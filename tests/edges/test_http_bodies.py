@@ -71,6 +71,17 @@ def test_a_full_link_stops_the_reading_of_the_visitor(rig: Rig) -> None:
     assert connection.uncredited == 0
 
 
+def test_a_reply_that_ends_before_the_link_had_room_pays_for_what_was_taken(rig: Rig) -> None:
+    rig.link.room = 10
+    connection = rig.connect()
+    connection.feed(post(b"x" * 20))
+    assert connection.uncredited == 20
+    rig.exchange.reply(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert connection.uncredited == 0
+    connection.feed(get("/next"))
+    assert rig.exchange.request.target == b"/next"
+
+
 @pytest.mark.parametrize(
     "bad",
     [b"0x5\r\nhi", b"5\r\nhelloXX", b"5\nhello", b"5;a\nhello", b"-5\r\n", b"G\r\n", b"fffffffff\r\n", b" 5\r\nhello"],
