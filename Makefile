@@ -46,7 +46,7 @@ check: dev
 	$(BIN)/lint-imports --no-cache
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 test-all:
 	@scripts/test-all.sh $(ARGS)

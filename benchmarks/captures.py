@@ -25,7 +25,7 @@ from rustunnel_py.model.capture import Capture
 from rustunnel_py.model.tunnel import HttpHost, Peer, Protocol
 from rustunnel_py.model.visit import Visit, VisitKind
 from rustunnel_py.store.captures import ROWS_A_TRANSACTION, Captures, Filter
-from rustunnel_py.store.database import open_store
+from rustunnel_py.store.store import open_store
 from rustunnel_py.transport.pump import open_pump
 from rustunnel_py.wire.http1 import REPLY_LIMITS, REQUEST_LIMITS, judge_reply, judge_request
 

@@ -23,8 +23,8 @@ from rustunnel_py.hub.accounts import Accounts
 from rustunnel_py.hub.audit import Audit
 from rustunnel_py.model.access import Role, Secret
 from rustunnel_py.store import backup
-from rustunnel_py.store.database import open_store
 from rustunnel_py.store.folder import ApiAddress, DataFolder
+from rustunnel_py.store.store import open_store
 from rustunnel_py.wire.pin import pin_of_certificate
 
 if TYPE_CHECKING:

@@ -50,9 +50,9 @@ from rustunnel_py.hub.sessions import Sessions
 from rustunnel_py.hub.telemetry import Telemetry
 from rustunnel_py.model.networks import Networks
 from rustunnel_py.store.captures import Captures
-from rustunnel_py.store.database import open_store
 from rustunnel_py.store.folder import ApiAddress, DataFolder
 from rustunnel_py.store.line_file import LineFile
+from rustunnel_py.store.store import open_store
 from rustunnel_py.transport.front import Front
 from rustunnel_py.transport.listen import Intake, bind, descriptor_ceiling, raise_descriptor_limit
 from rustunnel_py.transport.pump import open_pump
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
     from rustunnel_py.config import Config
     from rustunnel_py.model.access import Secret
-    from rustunnel_py.store.database import Store
+    from rustunnel_py.store.store import Store
     from rustunnel_py.transport.connection import Connection
     from rustunnel_py.transport.pump import Pump
     from rustunnel_py.wire.http1 import RequestHead

@@ -11,7 +11,7 @@ for version in 3.11 3.12 3.13; do
     fi
     echo "== Python $version: $python"
     scripts/venv.sh dev ".venv-$version" "$version"
-    ".venv-$version/bin/python" -m pytest "$@" || failed="$failed $version"
+    ".venv-$version/bin/python" -m pytest -n 4 --dist worksteal "$@" || failed="$failed $version"
 done
 if [ -n "$failed" ]; then
     echo "failed on:$failed" >&2

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from rustunnel_py.hub.audit import Actor, Note
     from rustunnel_py.model.tunnel import Peer
-    from rustunnel_py.store.database import Store
+    from rustunnel_py.store.store import Store
 
 T = TypeVar("T")
 

@@ -1,6 +1,6 @@
 """SQLite behind one door: the only file that knows asyncio and aiosqlite.
 
-`open_store` starts one thread with an asyncio loop, which holds two connections a file: one that writes and one
+`open_databases` starts one thread with an asyncio loop, which holds two connections a file: one that writes and one
 that reads. A trio task hands over a whole transaction (`Database.write`, `Database.read`) and sleeps until its
 result is back. Each connection has one task, which runs these transactions one after another:
 
@@ -11,7 +11,7 @@ result is back. Each connection has one task, which runs these transactions one 
 * It is committed when the function returns, rolled back when it raises. SQLite's errors come out as StoreError,
   all others as they are. A failed commit may still be durable, so what is retried must be idempotent.
 * A read that takes too long, or whose caller is gone, is stopped by `interrupt()`; writes never are.
-* Leaving `open_store` runs what is queued, closes the files and joins the thread, however it is left.
+* Leaving `open_databases` runs what is queued, closes the files and joins the thread, however it is left.
 """
 
 from __future__ import annotations
@@ -30,19 +30,10 @@ import trio
 
 from rustunnel_py.errors import StoreBroken, StoreError
 from rustunnel_py.store import files
-from rustunnel_py.store.accounts import Users
-from rustunnel_py.store.audit import AuditLog
 from rustunnel_py.store.instants import utc_now
-from rustunnel_py.store.leases import LeaseBook
-from rustunnel_py.store.logins import LoginBook
-from rustunnel_py.store.names import Names
-from rustunnel_py.store.telemetry import TelemetryBook
-from rustunnel_py.store.tokens import Tokens
-from rustunnel_py.store.tunnel_log import TunnelLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-    from datetime import datetime
     from pathlib import Path
 
 T = TypeVar("T")
@@ -57,53 +48,6 @@ CHECKED_BYTES_MAX = 256 * 2**20  # a larger file is not read through at start: i
 JOURNAL_BYTES_MAX = 64 * 2**20  # the WAL is cut back to this after a checkpoint
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """What the server remembers, by subject."""
-
-    tokens: Tokens
-    names: Names
-    accounts: Users
-    tunnel_log: TunnelLog
-    leases: LeaseBook
-    logins: LoginBook
-    telemetry: TelemetryBook
-    audit: AuditLog
-    captured: Database
-
-
-@asynccontextmanager
-async def open_store(main: Path, captured: Path, *, now: Callable[[], datetime] = utc_now) -> AsyncIterator[Store]:
-    """Open both files, made or migrated as needed. `now` is the wall clock.
-
-    Raises StoreBroken for a main file that cannot be used and StoreError for one that cannot be had; both
-    say in one line what to do. A damaged captured file is set aside, loudly, and begun anew.
-    """
-    plans = (_Plan(main, "main", "FULL", precious=True), _Plan(captured, "captured", "NORMAL", precious=False))
-    async with _open_databases(*plans) as (main_database, captured_database):
-        users = Users(main_database, now)
-        store = Store(
-            tokens=Tokens(main_database),
-            names=Names(main_database, now),
-            accounts=users,
-            tunnel_log=TunnelLog(main_database, now),
-            leases=LeaseBook(main_database),
-            logins=LoginBook(main_database),
-            telemetry=TelemetryBook(captured_database),
-            audit=AuditLog(main_database),
-            captured=captured_database,
-        )
-        await users.load()
-        await store.tokens.load()
-        await store.tunnel_log.close_leftovers()
-        try:
-            yield store
-        finally:
-            await store.audit.flush()  # all are shielded
-            await store.tunnel_log.flush()
-            await store.tokens.flush()
 
 
 class Transaction:
@@ -157,7 +101,7 @@ class Database:
         try:
             return await job.result()
         except trio.Cancelled:
-            # the loop outlives every caller inside open_store, but not one that is cancelled by its end
+            # the loop outlives every caller inside open_databases, but not one that is cancelled by its end
             try:
                 self._loop.call_soon_threadsafe(lane.abandon, job)
             except RuntimeError:
@@ -281,7 +225,7 @@ def _told(error: sqlite3.Error) -> StoreError:
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """A file to open. One that is not precious is set aside when it is damaged."""
 
     path: Path
@@ -291,7 +235,7 @@ class _Plan:
 
 
 @asynccontextmanager
-async def _open_databases(*plans: _Plan) -> AsyncIterator[list[Database]]:
+async def open_databases(*plans: Plan) -> AsyncIterator[list[Database]]:
     thread = _Thread(plans)
     thread.start()
     try:
@@ -305,7 +249,7 @@ async def _open_databases(*plans: _Plan) -> AsyncIterator[list[Database]]:
 class _Thread:
     """The thread with its loop: how trio starts it, hears that it is ready, and stops it."""
 
-    def __init__(self, plans: Sequence[_Plan]) -> None:
+    def __init__(self, plans: Sequence[Plan]) -> None:
         self._plans = plans
         self._databases: list[Database] = []
         self._error: BaseException | None = None
@@ -370,7 +314,7 @@ class _Thread:
             await asyncio.gather(*running)
 
 
-async def _open(stack: AsyncExitStack, plan: _Plan) -> tuple[aiosqlite.Connection, aiosqlite.Connection]:
+async def _open(stack: AsyncExitStack, plan: Plan) -> tuple[aiosqlite.Connection, aiosqlite.Connection]:
     """The writing and the reading connection of a file that is made, checked and migrated as needed."""
     try:
         return await _open_once(stack, plan)
@@ -382,7 +326,7 @@ async def _open(stack: AsyncExitStack, plan: _Plan) -> tuple[aiosqlite.Connectio
         return await _open_once(stack, plan)
 
 
-async def _open_once(stack: AsyncExitStack, plan: _Plan) -> tuple[aiosqlite.Connection, aiosqlite.Connection]:
+async def _open_once(stack: AsyncExitStack, plan: Plan) -> tuple[aiosqlite.Connection, aiosqlite.Connection]:
     scripts = _scripts(plan.migrations)
     if not files.judge(plan.path):
         await _make(plan.path, scripts)

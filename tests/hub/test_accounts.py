@@ -15,7 +15,7 @@ from rustunnel_py.hub import accounts as accounts_module
 from rustunnel_py.hub.accounts import LATE_SECONDS, WRONG_BURST, Accounts
 from rustunnel_py.model.access import Caller, Role, Secret
 from rustunnel_py.model.tunnel import Peer
-from rustunnel_py.store.database import Store, open_store
+from rustunnel_py.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

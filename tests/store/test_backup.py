@@ -11,7 +11,7 @@ import trio
 from rustunnel_py.errors import ConfigError, StoreBroken, StoreError
 from rustunnel_py.model.access import Role
 from rustunnel_py.store.backup import back_up, captured_beside, restore
-from rustunnel_py.store.database import open_store
+from rustunnel_py.store.store import open_store
 from rustunnel_py.store.tokens import Token
 
 if TYPE_CHECKING:

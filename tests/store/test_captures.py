@@ -12,7 +12,7 @@ from rustunnel_py.model.capture import Capture, Kind, Message
 from rustunnel_py.model.tunnel import Peer
 from rustunnel_py.store import captures as captures_module
 from rustunnel_py.store.captures import Captures, Filter, Retention
-from rustunnel_py.store.database import Store, open_store
+from rustunnel_py.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

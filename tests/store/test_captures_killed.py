@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from rustunnel_py.store.captures import Captures
-from rustunnel_py.store.database import open_store
+from rustunnel_py.store.store import open_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 import trio
 from rustunnel_py.store.captures import Captures
-from rustunnel_py.store.database import open_store
+from rustunnel_py.store.store import open_store
 from tests.store.test_captures import OWNERS, capture
 
 async def main(folder):

@@ -20,11 +20,13 @@ import trio
 from rustunnel_py.errors import NotFound, StoreBroken, StoreError
 from rustunnel_py.model.access import Role
 from rustunnel_py.store import database
-from rustunnel_py.store.database import Store, Transaction, open_store
+from rustunnel_py.store.store import Store, open_store
 from rustunnel_py.store.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from rustunnel_py.store.database import Transaction
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 TABLES = {"users", "organisations", "memberships", "tokens", "names", "tunnel_log", "heartbeat"}
@@ -234,7 +236,7 @@ from datetime import datetime, UTC
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from rustunnel_py.model.access import Role
-from rustunnel_py.store.database import open_store
+from rustunnel_py.store.store import open_store
 from rustunnel_py.store.tokens import Token
 
 async def main():

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rustunnel_py.store import names as names_module
-from rustunnel_py.store.database import Store, open_store
 from rustunnel_py.store.names import NameKey, Remembered
+from rustunnel_py.store.store import Store, open_store
 from rustunnel_py.store.tunnel_log import LogEntry
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from rustunnel_py.hub.audit import Audit
 from rustunnel_py.hub.retention import Retention
 from rustunnel_py.store import audit as audit_store
 from rustunnel_py.store import tunnel_log
-from rustunnel_py.store.database import Store, open_store
+from rustunnel_py.store.store import Store, open_store
 from rustunnel_py.store.tunnel_log import LogEntry
 
 if TYPE_CHECKING:

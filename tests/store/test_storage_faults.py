@@ -8,13 +8,17 @@ import sys
 import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from rustunnel_py.errors import StoreError
 from rustunnel_py.model.access import Role
-from rustunnel_py.store.database import Store, Transaction, open_store
+from rustunnel_py.store.store import Store, open_store
 from rustunnel_py.store.tokens import Token
+
+if TYPE_CHECKING:
+    from rustunnel_py.store.database import Transaction
 
 ROOT = Path(__file__).parent.parent.parent
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -78,7 +82,7 @@ import resource, signal, sys, trio
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.store.test_storage_faults import try_to_create
-from rustunnel_py.store.database import open_store
+from rustunnel_py.store.store import open_store
 
 async def run():
     main, captured = Path({main!r}), Path({captured!r})

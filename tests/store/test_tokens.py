@@ -10,7 +10,7 @@ import trio
 
 from rustunnel_py.errors import StoreError
 from rustunnel_py.model.access import Role
-from rustunnel_py.store.database import open_store
+from rustunnel_py.store.store import open_store
 from rustunnel_py.store.tokens import Token
 
 if TYPE_CHECKING:

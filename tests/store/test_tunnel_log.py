@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from rustunnel_py.store import tunnel_log as tunnel_log_module
-from rustunnel_py.store.database import Store, open_store
+from rustunnel_py.store.store import Store, open_store
 from rustunnel_py.store.tunnel_log import HEARTBEAT_SECONDS, WRITE_SECONDS, LogEntry
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from rustunnel_py.model.access import Caller, Role, Secret
 from rustunnel_py.model.tunnel import Address, HttpHost, Peer, Protocol, TcpPort
 from rustunnel_py.model.visit import Visit, VisitKind
 from rustunnel_py.store.captures import Captures
-from rustunnel_py.store.database import Store, open_store
+from rustunnel_py.store.store import Store, open_store
 from rustunnel_py.wire.http1 import REPLY_LIMITS, REQUEST_LIMITS, judge_reply, judge_request
 
 if TYPE_CHECKING:

@@ -13,13 +13,15 @@ from rustunnel_py.config import InspectConfig
 from rustunnel_py.hub.inspector import Inspector
 from rustunnel_py.model.access import Caller, Role
 from rustunnel_py.store.captures import Captures
-from rustunnel_py.store.database import Database, Store, open_store
+from rustunnel_py.store.store import Store, open_store
 from tests.support.fed_connection import FedPump
 from tests.support.visitor_rig import Rig
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from rustunnel_py.store.database import Database
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 OWNER = Caller("owner", Role.AGENT, token_id="t")

@@ -29,7 +29,7 @@ from rustunnel_py.hub.sessions import Introduction, Session, Sessions
 from rustunnel_py.hub.telemetry import Telemetry
 from rustunnel_py.model.access import Caller, Role, Secret
 from rustunnel_py.model.tunnel import HttpHost, Peer, Protocol
-from rustunnel_py.store.database import open_store
+from rustunnel_py.store.store import open_store
 from rustunnel_py.store.telemetry import TelemetryBatch
 from tests.support.api import ADMIN_TOKEN, PEER, NoPorts
 from tests.support.rs_tunnel_contract import check_created
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rustunnel_py.errors import LinkLost
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import TellVisit, Tunnel
-    from rustunnel_py.store.database import Store
+    from rustunnel_py.store.store import Store
 
 NOON = datetime(2026, 3, 5, 12, 0, 0, 250_000, tzinfo=UTC)
 PIN = "sha256:" + "ab" * 32
