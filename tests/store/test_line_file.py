@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from rustunnel_py.errors import ConfigError
 from rustunnel_py.store import line_file
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 
-async def test_lines_are_in_the_file_soon(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_lines_are_in_the_file_soon(tmp_path: Path, mock_clock: MockClock) -> None:
     path = tmp_path / "a.log"
     path.write_bytes(b"before\n")
     lines = LineFile(path, "k")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lines.run)
         lines.write(b"one\n")
-        await trio.sleep(1)
+        await wait_all_tasks_blocked()
+        assert path.read_bytes() == b"before\n"
+        mock_clock.jump(line_file.WRITE_SECONDS)
+        while path.read_bytes() == b"before\n":  # a thread of its own writes
+            await trio.lowlevel.checkpoint()
         assert path.read_bytes() == b"before\none\n"
         lines.write(b"two\n")
         nursery.cancel_scope.cancel()
