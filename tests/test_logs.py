@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from typing import TYPE_CHECKING
 
 import pytest
 import structlog
@@ -13,15 +12,6 @@ import structlog
 from rustunnel_py import logs
 from rustunnel_py.config import LoggingConfig
 from rustunnel_py.model.access import Secret
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture(autouse=True)
-def _default_logging() -> Iterator[None]:
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
