@@ -263,7 +263,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
         Count,
         Meta(
             description="Who sends a request's body more slowly over 10 s is answered 408; who has answers waiting "
-            "and reads more slowly over 15 s is cut off. WebSockets and TCP may be as slow as they like."
+            "and reads more slowly over 10 s is cut off. WebSockets and TCP may be as slow as they like."
         ),
     ] = 1024
     tcp_port_range: Annotated[

@@ -34,7 +34,7 @@ class EdgeLimits:
     idle_seconds: float = 75.0  # between two requests, as nginx
     bytes_per_second: int = 1024  # 0 off; a request's body while the local service takes it, a reply's once it waits
     body_window_seconds: float = 10.0  # so long a body's rate is measured
-    send_window_seconds: float = 15.0  # so long a reader's: who stops reading is gone within two of them
+    send_window_seconds: float = 10.0  # so long a reader's: who stops reading is gone within two of them
     answer_seconds: float = 300.0  # from the whole request to the reply's head; long polls stay far below
     half_closed_seconds: float = 30.0  # a visitor that ended its side must be sent something: it may have left
     interims: int = 16  # 1xx replies passed on per request

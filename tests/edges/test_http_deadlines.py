@@ -143,7 +143,7 @@ def test_who_reads_slowly_is_given_time_again_with_each_room(rig: Rig) -> None:
     connection = rig.connect(FedConnection(high_water=100))
     rig.send(get(), connection)
     rig.exchange.reply(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 200)
-    rig.pump.now += 10
+    rig.pump.now += LIMITS.send_window_seconds - 5
     connection.take()
     rig.exchange.reply(b"x" * 200)
     connection.expire(rig.pump)

@@ -192,15 +192,16 @@ def test_the_rate_of_a_body(over: int) -> None:
 def test_F12_the_rate_of_a_reader(over: int) -> None:
     """Judged by what arrives, however little of it makes room: no more is sent to it meanwhile."""
     rig = Rig(limits=EdgeLimits(bytes_per_second=10))
+    enough = int(10 * rig.limits.send_window_seconds)
     connection = FedConnection(high_water=10_000)
     rig.connect(connection)
     rig.send(get(), connection)
     rig.exchange.reply(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 20_000)
     for _ in range(3):
-        connection.take(150)
+        connection.take(enough)
         connection.expire(rig.pump)
         assert not connection.is_over
-    connection.take(150 + over)
+    connection.take(enough + over)
     connection.expire(rig.pump)
     if over < 0:
         assert connection.end == "abort"
