@@ -46,7 +46,9 @@ check: dev
 	$(BIN)/lint-imports --no-cache
 
 test: check
-	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	@# Four at a time; what fails beside others is said, and run once more alone: what fails twice fails.
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS) || \
+	{ echo 'FAILED BESIDE OTHERS, once more alone:'; $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 test-all:
 	@scripts/test-all.sh $(ARGS)

@@ -571,6 +571,8 @@ class StockAgent:
             self.failure = ControlEnded(control.ended or "fin")
         except trio.BrokenResourceError:
             self.failure = ControlEnded("reset")
+        except trio.ClosedResourceError:
+            self.failure = ControlEnded("closed")  # by this side, while an answer was due
         except SessionFailed as failure:
             self.failure = failure
         finally:
