@@ -72,7 +72,7 @@ _LOOK = re.compile(
     rb"|(?<=[Bb]earer )[\w.~+/=-]{8,8192}|(?<=[Bb]asic )[\w+/=-]{8,4096}"
 )
 _VALUE = (
-    rb"(?:\\*\"((?:[^\"\\\n]|\\(?!\")[^\n])*+)|\\*'([^'\\\n]*+)"
+    rb"(?:\\*\"((?:[^\"\\\n]|\\(?!\")[^\n])*)|\\*'([^'\\\n]*+)"
     rb"|((?:(?:[Bb]earer|[Bb]asic|[Tt]oken|[Dd]igest|[Nn]egotiate)\s++)?[^\s&;,<>\"'}\])\\]++))"
 )
 # Behind a stem: the rest of the name, and a value that is given to it in one of the ways people write that.
@@ -81,7 +81,7 @@ _GIVEN = re.compile(
     rb"\\*[\"']?\s{0,8}(?:=>|[:=])\s{0,8}" + _VALUE  # name: value, "name": "value", name=value
     + rb"|[\"'][^<>\n]{0,128}?\s(?:value|content)\s{0,4}=\s{0,4}" + _VALUE  # name="name" … value="value"
     + rb"|[^<>\n]{0,128}>\s{0,64}([^<\s][^<]*+)<"  # <name>value<
-    rb"|[\"'][^\n]{0,256}\r\n(?:[^\r\n]{1,256}\r\n){0,8}\r\n((?:(?!\r\n--).){1,65536}+)"  # a part of a form
+    rb"|[\"'][^\n]{0,256}\r\n(?:[^\r\n]{1,256}\r\n){0,8}\r\n((?:(?!\r\n--).){1,65536})"  # a part of a form
     rb")",
     re.DOTALL,
 )  # fmt: skip

@@ -51,7 +51,7 @@ TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 VALUE = rb"\t\x20-\x7e\x80-\xff"
 
 TOKEN = re.compile(rb"[" + TCHAR + rb"]++")
-_BLOCK = re.compile(rb"(?:[" + TCHAR + rb"]++:[" + VALUE + rb"]*+\r\n)*+\r\n")
+_BLOCK = re.compile(rb"(?:[" + TCHAR + rb"]++:[" + VALUE + rb"]*+\r\n)*\r\n")  # no possessive group: see body.py
 # Only ever run over what _BLOCK accepted.
 _FIELD = re.compile(rb"([^:]++):[ \t]*+((?:[^\r\n]*[^\r\n \t])?)[ \t]*+\r\n")
 _LONE = re.compile(rb"\x00|(?<!\r)\n|\r(?!\n|\Z)")
