@@ -32,8 +32,9 @@ from rustunnel_py.model.access import Secret
 from rustunnel_py.model.bucket import Bucket
 from rustunnel_py.model.tunnel import Protocol, TcpPort
 from rustunnel_py.model.visit import LocalTarget
+from rustunnel_py.transport.control_socket import ControlEnded, serve_control
 from rustunnel_py.transport.trunk import SocketTrunk
-from rustunnel_py.transport.websocket import ControlEnded, WebSocketTrunk, serve_control
+from rustunnel_py.transport.websocket_trunk import WebSocketTrunk
 from rustunnel_py.wire import control as wire
 from rustunnel_py.wire.yamux import Limits
 
@@ -45,9 +46,9 @@ if TYPE_CHECKING:
     from rustunnel_py.model.tunnel import Peer
     from rustunnel_py.model.visit import Visit
     from rustunnel_py.transport.connection import Connection
+    from rustunnel_py.transport.control_socket import ControlSocket
     from rustunnel_py.transport.pump import Pump
     from rustunnel_py.transport.stream import ConnectionStream
-    from rustunnel_py.transport.websocket import ControlSocket
 
 AUTH_SECONDS = 5.0  # from the upgrade to a whole `auth`
 JUDGE_SECONDS = 8.0  # for our answer to it: the agent waits 10 s

@@ -20,7 +20,7 @@ from rustunnel_py.client.failure import Unreachable
 from rustunnel_py.client.local import reason
 from rustunnel_py.errors import Closed
 from rustunnel_py.transport.trunk import SocketTrunk
-from rustunnel_py.transport.websocket import WebSocketTrunk
+from rustunnel_py.transport.websocket_trunk import WebSocketTrunk
 from rustunnel_py.wire.yamux import Limits, Role, Session
 
 if TYPE_CHECKING:

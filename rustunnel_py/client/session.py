@@ -32,8 +32,8 @@ from rustunnel_py.client.news import (
 )
 from rustunnel_py.errors import ControlError
 from rustunnel_py.model.text import escape
+from rustunnel_py.transport.control_socket import ControlEnded, ControlSocket, UpgradeRefused, open_control
 from rustunnel_py.transport.stream import ConnectionStream
-from rustunnel_py.transport.websocket import ControlEnded, ControlSocket, UpgradeRefused, open_control
 from rustunnel_py.wire import control as wire
 
 if TYPE_CHECKING:

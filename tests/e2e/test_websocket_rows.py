@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from rustunnel_py.agents import rustunnel
-from rustunnel_py.transport.websocket import FRAGMENTS_MAX, PINGS_A_SECOND
+from rustunnel_py.transport.websocket_trunk import FRAGMENTS_MAX, PINGS_A_SECOND
 from tests.support.services import http_service
 from tests.support.stock_agent import BINARY, CLOSE, PING, PONG, TEXT, Refused, StockAgent, WebSocket
 from tests.support.whole_server import WholeServer, whole_server

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 import trio
 
-from rustunnel_py.transport.pump import open_pump
-from rustunnel_py.transport.stream import ConnectionStream
-from rustunnel_py.transport.websocket import (
+from rustunnel_py.transport.control_socket import (
     CONTROL_BURST,
     CONTROL_BYTES_A_SECOND,
     CONTROL_MESSAGE_MAX,
@@ -20,6 +18,8 @@ from rustunnel_py.transport.websocket import (
     open_control,
     serve_control,
 )
+from rustunnel_py.transport.pump import open_pump
+from rustunnel_py.transport.stream import ConnectionStream
 from rustunnel_py.wire.http1 import websocket_accept
 from tests.support.pairs import do, pair, spin
 from tests.support.poison import Recorder

@@ -25,7 +25,7 @@ class Socket(socket.socket):
             raise AttributeError(name)
         return super().__getattribute__(name)
 
-from rustunnel_py.transport import front, listen, pump, relay, stream, tcp, tls, trunk, websocket
+from rustunnel_py.transport import control_socket, front, listen, pump, relay, stream, tcp, tls, trunk, websocket_trunk
 
 assert not pump.has_epoll()
 assert tcp.TCP_QUICKACK is None

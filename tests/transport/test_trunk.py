@@ -16,7 +16,7 @@ from rustunnel_py.errors import Expired, Reset
 from rustunnel_py.transport.pump import open_pump
 from rustunnel_py.transport.tcp import HIGH_WATER, READ_AHEAD
 from rustunnel_py.transport.trunk import SocketTrunk
-from rustunnel_py.transport.websocket import FRAGMENTS_MAX, MESSAGE_MAX, PINGS_A_SECOND, WebSocketTrunk
+from rustunnel_py.transport.websocket_trunk import FRAGMENTS_MAX, MESSAGE_MAX, PINGS_A_SECOND, WebSocketTrunk
 from tests.support.pairs import do, pair, spin, tcp_pair
 from tests.support.poison import Poisoned, Recorder
 
