@@ -65,7 +65,7 @@ async def open_data(reach: Reach, pump: Pump, serving: Serving, welcome: AuthOk,
     secret = welcome.data_secret
     if not _PATH_WORD.fullmatch(welcome.session_id) or (secret is not None and not _SECRET.fullmatch(secret)):
         raise Unreachable("the server's session id or data secret is not usable")
-    request = _Request(str(reach.server), f"/_data/{welcome.session_id}", secret)
+    request = UpgradeRequest(str(reach.server), f"/_data/{welcome.session_id}", secret)
     try:
         with trio.fail_after(OPEN_SECONDS):
             data = await reach.connect(lambda connection: DataSocket(pump, connection, serving, request, raw=raw))
@@ -79,7 +79,7 @@ async def open_data(reach: Reach, pump: Pump, serving: Serving, welcome: AuthOk,
         raise Unreachable(f"the server did not open the data connection within {OPEN_SECONDS:.0f} s") from None
 
 
-class _Request:
+class UpgradeRequest:
     """One upgrade request, and the judge of its answer."""
 
     def __init__(self, host: str, path: str, secret: str | None) -> None:
@@ -119,7 +119,7 @@ class DataSocket:
     """One data socket: first the sink of the connection, until the 101; then the owner of trunk and mux."""
 
     def __init__(
-        self, pump: Pump, connection: TlsConnection, serving: Serving, request: _Request, *, raw: bool
+        self, pump: Pump, connection: TlsConnection, serving: Serving, request: UpgradeRequest, *, raw: bool
     ) -> None:
         self.opened = False
         self._pump = pump

@@ -32,7 +32,7 @@ import trio
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 VERSION = "0.7.8"
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -541,15 +541,18 @@ class StockAgent:
             raise RuntimeError("not connected")
         await self.control.send(BINARY, json.dumps(frame, separators=(",", ":")).encode())
 
-    async def serve(self) -> None:
-        """Open the data socket and serve until the session ends; returns when it is open."""
+    async def serve(self, run_data: Callable[..., Awaitable[object]] | None = None) -> None:
+        """Open the data socket and serve until the session ends; returns when it is open.
+
+        `run_data(task_status=…)` takes the place of the data socket of this module.
+        """
         nursery = self.nursery
         if nursery is None:
             raise RuntimeError("made by stock_agent() only")
         nursery.start_soon(self._run_control)
         if self._heartbeats:
             nursery.start_soon(self._beat)
-        await nursery.start(self._run_data)
+        await nursery.start(self._run_data if run_data is None else run_data)
 
     async def _run_control(self) -> None:
         control = self.control
