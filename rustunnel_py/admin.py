@@ -59,6 +59,7 @@ class TokenWish(msgspec.Struct, frozen=True, omit_defaults=True):
     expires_at: datetime | None = None
     max_tunnels: int | None = None
     protocols: tuple[str, ...] | None = None
+    reads: str | None = None
 
 
 class KnownToken(msgspec.Struct, frozen=True):
@@ -72,6 +73,7 @@ class KnownToken(msgspec.Struct, frozen=True):
     expires_at: str | None = None
     max_tunnels: int | None = None
     protocols: tuple[str, ...] | None = None
+    reads: str | None = None
 
 
 class TokenDesk(Protocol):
@@ -227,7 +229,7 @@ def _decoded(content: bytes, shape: type[T]) -> T:
 
 
 def _shown(instant: datetime) -> str:
-    return f"{instant:%Y-%m-%dT%H:%M:%SZ}"
+    return instant.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
 
 
 def _ask(
@@ -309,6 +311,7 @@ class _ClosedServer:
                 expires_at=wish.expires_at,
                 max_tunnels=wish.max_tunnels,
                 protocols=wish.protocols,
+                reads=wish.reads,
             )
             return NewToken(token.id, token.label, secret.reveal())
 
@@ -326,6 +329,7 @@ class _ClosedServer:
                     None if token.expires_at is None else _shown(token.expires_at),
                     token.max_tunnels,
                     token.protocols,
+                    token.reads,
                 )
                 for token in accounts.list_tokens()
             ]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rustunnel_py.client.sources import AgentFile
     from rustunnel_py.config import Config
     from rustunnel_py.model.access import Secret
+    from rustunnel_py.transport.pump import PumpKind
 
 FAILED = 1
 USAGE = 2
@@ -98,6 +99,17 @@ def commands() -> None:
     On the server: rustunnel-py serve. On your machine: rustunnel-py login HOST:4040, then rustunnel-py http 3000.
     To see it work: rustunnel-py try.
     """
+
+
+def pump_option(command: _Command) -> _Command:
+    """For tests and measurements: another pump than the fastest that runs here."""
+    return click.option(
+        "--pump",
+        type=click.Choice(["auto", "instrument", "epoll", "portable"]),
+        envvar="RUSTUNNEL_PUMP",
+        default="auto",
+        hidden=True,
+    )(command)
 
 
 def config_option(command: _Command) -> _Command:
@@ -175,8 +187,9 @@ def serve_flags(command: _Command) -> _Command:
 @config_option
 @data_option
 @serve_flags
+@pump_option
 @click.option("--check", is_flag=True, help="Only say whether the settings can be used.")
-def serve(config_path: Path | None, data: Path | None, check: bool, **flags: object) -> None:
+def serve(config_path: Path | None, data: Path | None, check: bool, pump: PumpKind, **flags: object) -> None:
     """Run the server.
 
     A flag goes before the environment (RUSTUNNEL_SERVER__DOMAIN=...), that before the file, that before the
@@ -191,7 +204,7 @@ def serve(config_path: Path | None, data: Path | None, check: bool, **flags: obj
         return
     from rustunnel_py.server import serve_command
 
-    sys.exit(serve_command(config, data_path(data, os.environ), executable=executable()))
+    sys.exit(serve_command(config, data_path(data, os.environ), executable=executable(), pump_kind=pump))
 
 
 @commands.command(hidden=True)
@@ -223,6 +236,7 @@ def try_(local: str | None, data: Path | None, subdomain: str | None, as_json: b
 
 def server_options(command: _Command) -> _Command:
     for option in (
+        pump_option,
         click.option("--json", "as_json", is_flag=True, help="JSON lines in place of the screen."),
         click.option("--websocket", is_flag=True, help="For proxies that look into frames: WebSocket messages only."),
         click.option("--ca", metavar="FILE", help="PEM file of the authority to trust.  [env: RUSTUNNEL_CA]"),
@@ -347,8 +361,11 @@ def _run_agent(
     ca: str | None,
     websocket: bool,
     as_json: bool,
+    pump: PumpKind,
     file: AgentFile | None = None,
 ) -> None:
+    from functools import partial
+
     import trio
 
     from rustunnel_py.client.agent import run_agent
@@ -364,7 +381,7 @@ def _run_agent(
         machine=machine_id(os.environ),
     )
     with open_screen(json=as_json) as screen:
-        code = trio.run(run_agent, config, screen)
+        code = trio.run(partial(run_agent, config, screen, pump_kind=pump))
     sys.exit(code)
 
 
@@ -401,7 +418,8 @@ def token() -> None:
 @token.command("create")
 @click.argument("label")
 @click.option("--scope", metavar="PATTERNS", help="Names and ports it is for: app, ci-*, tcp:20000-20010.  [all]")
-@click.option("--role", type=click.Choice(["agent", "read", "admin"]), default="agent", help="[agent]")
+@click.option("--role", type=click.Choice(["agent", "read", "admin"]), help="[agent; read with --reads]")
+@click.option("--reads", metavar="ID", help="It sees the tunnels of that token, or of `admin`, and changes nothing.")
 @click.option("--expires", metavar="WHEN", help="30d, 12h, 2027-01-31, 2027-01-31T12:00:00Z.  [never]")
 @click.option("--max-tunnels", type=click.IntRange(1), metavar="N", help="Tunnels at a time.  [any number]")
 @click.option("--protocol", "protocols", type=click.Choice(["http", "tcp"]), multiple=True, help="[all]")
@@ -410,7 +428,8 @@ def token() -> None:
 def token_create(
     label: str,
     scope: str | None,
-    role: Literal["agent", "read", "admin"],
+    role: Literal["agent", "read", "admin"] | None,
+    reads: str | None,
     expires: str | None,
     max_tunnels: int | None,
     protocols: tuple[str, ...],
@@ -421,7 +440,9 @@ def token_create(
     from rustunnel_py.admin import TokenWish
 
     expires_at = None if expires is None else when(expires, datetime.now(UTC))
-    wish = TokenWish(label, scope, role, expires_at, max_tunnels, protocols or None)
+    role = role or ("agent" if reads is None else "read")
+    reads = None if reads is None else reads.lower()
+    wish = TokenWish(label, scope, role, expires_at, max_tunnels, protocols or None, reads)
     with _tokens(config_path, data) as tokens:
         made = tokens.create(wish)
     click.echo(made.token)
@@ -435,9 +456,9 @@ def when(text: str, now: datetime) -> datetime:
         return now + (timedelta(days=int(number)) if unit == "d" else timedelta(hours=int(number)))
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):  # the latter: in UTC it is the year 0 or 10000
         raise ConfigError("--expires", f"{text!r} is neither 30d nor 2027-01-31 nor 2027-01-31T12:00:00Z") from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 @token.command("list")
@@ -452,6 +473,7 @@ def token_list(config_path: Path | None, data: Path | None) -> None:
             limits = [
                 known.scope or "all names",
                 *([f"role {known.role}"] if known.role != "agent" else []),
+                *([f"of {known.reads}"] if known.reads else []),
                 *([f"until {known.expires_at}"] if known.expires_at else []),
                 *([f"at most {known.max_tunnels} tunnels"] if known.max_tunnels else []),
                 *(["only " + ", ".join(known.protocols)] if known.protocols else []),

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from rustunnel_py.model.access import Secret
     from rustunnel_py.store.store import Store
     from rustunnel_py.transport.connection import Connection
-    from rustunnel_py.transport.pump import Pump
+    from rustunnel_py.transport.pump import Pump, PumpKind
     from rustunnel_py.wire.http1 import RequestHead
 
 SWEEP_NAMES_SECONDS = 3600.0  # how often names that nobody used for names.remember_days are forgotten
@@ -115,7 +115,7 @@ async def serve(
     folder: DataFolder,
     stopping: trio.Event,
     *,
-    pump_kind: Literal["auto", "epoll", "portable"] = "auto",
+    pump_kind: PumpKind = "auto",
     hangups: trio.MemoryReceiveChannel[None] | None = None,
     task_status: trio.TaskStatus[Ready] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -255,7 +255,9 @@ class _Parts:
             config.server.public_https_port or _port(sockets.https),
         )
         pump.on_sweep(self.registry.sweep)
-        self.inspector = Inspector(config.inspect, self.registry, pump, Captures(store.captured))
+        self.inspector = Inspector(
+            config.inspect, self.registry, pump, Captures(store.captured), owner_of=store.tunnel_log.owner_of
+        )
         self.audit = Audit(store.audit, self._line_file("logging.audit_log_path", config.logging.audit_log_path))
         self.accounts = Accounts(store, admin_token, config.auth.require_auth, note=self.audit.note)
         self.accounts.on_ended(self.inspector.end_views)
@@ -293,8 +295,9 @@ class _Parts:
             store.tunnel_log,
             reserved=config.names.reserved,
             max_active=limits.max_leases_per_user,
+            note=self.audit.note,
         )
-        self.logins = Logins(store.logins, self.accounts)
+        self.logins = Logins(store.logins, self.accounts, note=self.audit.note)
         region = config.region.id
         self.telemetry = Telemetry(store.telemetry, self.registry, region=None if region == "default" else region)
         self.leases.on_ended(self.telemetry.forget)
@@ -308,7 +311,9 @@ class _Parts:
             domain=config.server.domain,
             dashboard_origin=config.server.dashboard_origin,
             is_stopping=stopping.is_set,
-            rs_tunnel_parts=RsTunnel(self.leases, self.logins, self.telemetry, lambda: (control, keeper.pin)),
+            rs_tunnel_parts=RsTunnel(
+                self.leases, self.logins, self.telemetry, lambda: (control, keeper.pin), self.audit.note
+            ),
             audit=self.audit,
             inspector=self.inspector,
             metrics=self.metrics,
@@ -320,6 +325,8 @@ class _Parts:
             self._http_edge("http", self._sockets.http, None),
             self._http_edge("https", self._sockets.https, self._context),
         ]
+        for edge in self._http_edges:
+            self.inspector.on_look(edge.under_way)
         self._add_metrics()
 
     def _line_file(self, key: str, path: str | None) -> LineFile | None:
@@ -515,7 +522,7 @@ class _Parts:
         )
 
 
-def serve_command(config: Config, data: Path, *, executable: str) -> int:
+def serve_command(config: Config, data: Path, *, executable: str, pump_kind: PumpKind = "auto") -> int:
     """`rustunnel-py serve`: run until a signal, print what a person can act on; gives the exit code."""
     logs.occupy_standard_descriptors()
     os.umask(0o077)
@@ -524,15 +531,15 @@ def serve_command(config: Config, data: Path, *, executable: str) -> int:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to do, and no reason to die (P06)
     with logs.background_log(config.logging):
         log_what_the_interpreter_ignores()
-        return trio.run(_serve_until_signal, config, DataFolder(data), executable)
+        return trio.run(_serve_until_signal, config, DataFolder(data), executable, pump_kind)
 
 
-async def _serve_until_signal(config: Config, folder: DataFolder, executable: str) -> int:
+async def _serve_until_signal(config: Config, folder: DataFolder, executable: str, pump_kind: PumpKind) -> int:
     stopping, ended = trio.Event(), trio.Event()
     hangup, hangups = trio.open_memory_channel[None](1)
 
     async def run(*, task_status: trio.TaskStatus[Ready]) -> None:
-        await serve(config, folder, stopping, hangups=hangups, task_status=task_status)
+        await serve(config, folder, stopping, pump_kind=pump_kind, hangups=hangups, task_status=task_status)
         ended.set()
         nursery.cancel_scope.cancel()
 

@@ -7,6 +7,7 @@ Exit code 0: it found nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -57,28 +58,45 @@ async def judge(program: str, folder: Path) -> int:
             await serve(config, DataFolder(folder), stopping, task_status=task_status)
 
         ready = await nursery.start(run)
-        for name, parameters in (("any ids", ""), ("a real id", await made_tunnel(ready))):
-            file = folder / "schemathesis.toml"
-            file.write_text(parameters + SETTINGS)
-            print(f"schemathesis over /v1 with {name}", flush=True)
-            command = [program, "--config-file", str(file), "run", f"{ready.dashboard_url}/v1/openapi.json"]
-            command += ["--header", f"Authorization: Bearer {TOKEN}", "--checks", "all", "--seed", SEED]
-            command += ["--exclude-checks", "use_after_free"]  # the history of a tunnel outlives it
-            command += ["--max-examples", EXAMPLES, "--no-color", "--request-timeout", "20"]
-            if parameters:
-                command += ["--exclude-operation-id", "stop"]
-            code |= (await trio.run_process(command, cwd=folder, check=False)).returncode
+        code |= await look(program, folder, ready, "any ids", "", [])
+        # Made only now: the first look deletes every tunnel that the list shows it.
+        tunnel_id = await made_tunnel(ready)
+        code |= await look(
+            program,
+            folder,
+            ready,
+            "a real id",
+            f'[parameters]\n"path.id" = "{tunnel_id}"\n',
+            ["--exclude-operation-id", "stop"],
+        )
+        if '"ok":true' not in await call(ready, "POST", f"/v1/tunnels/{tunnel_id}/heartbeat"):
+            print("the real tunnel did not live as long as it was looked at", flush=True)
+            code |= 1
         stopping.set()
     return code
 
 
+async def look(program: str, folder: Path, ready: Ready, name: str, parameters: str, options: list[str]) -> int:
+    file = folder / "schemathesis.toml"
+    file.write_text(parameters + SETTINGS)
+    print(f"schemathesis over /v1 with {name}", flush=True)
+    command = [program, "--config-file", str(file), "run", f"{ready.dashboard_url}/v1/openapi.json"]
+    command += ["--header", f"Authorization: Bearer {TOKEN}", "--checks", "all", "--seed", SEED]
+    command += ["--exclude-checks", "use_after_free"]  # the history of a tunnel outlives it
+    command += ["--max-examples", EXAMPLES, "--no-color", "--request-timeout", "20", *options]
+    return (await trio.run_process(command, cwd=folder, check=False)).returncode
+
+
+async def call(ready: Ready, method: str, path: str, *options: str) -> str:
+    command = ["curl", "-s", "-X", method, f"{ready.dashboard_url}{path}", "-H", f"Authorization: Bearer {TOKEN}"]
+    return (await trio.run_process([*command, *options], capture_stdout=True)).stdout.decode()
+
+
 async def made_tunnel(ready: Ready) -> str:
-    """The setting that puts a tunnel's id into every path."""
-    call = ["curl", "-s", "-X", "POST", f"{ready.dashboard_url}/v1/tunnels", "-d", '{"port": 3000}']
-    call += ["-H", f"Authorization: Bearer {TOKEN}", "-H", "Content-Type: application/json"]
-    done = await trio.run_process(call, capture_stdout=True)
-    tunnel_id = done.stdout.decode().partition('"tunnelId":"')[2].partition('"')[0]
-    return f'[parameters]\n"path.id" = "{tunnel_id}"\n'
+    """Its id."""
+    made = await call(ready, "POST", "/v1/tunnels", "-d", '{"port": 3000}', "-H", "Content-Type: application/json")
+    tunnel_id: str = json.loads(made)["tunnelId"]
+    return tunnel_id
 
 
 def main(program: str) -> int:

@@ -115,9 +115,11 @@ def test_every_flag_of_serve_sets_its_key(environment: dict[str, str], monkeypat
     }
     truths = ["--dashboard-tls", "--no-require-auth", "--open-to-the-world"]
     seen: dict[str, Config] = {}
+    pumps: list[str] = []
 
-    def serve_command(config: Config, data: object, *, executable: str) -> int:
+    def serve_command(config: Config, data: object, *, executable: str, pump_kind: str) -> int:
         seen["config"] = config
+        pumps.append(pump_kind)
         return 0
 
     monkeypatch.setattr("rustunnel_py.server.serve_command", serve_command, raising=False)
@@ -131,6 +133,9 @@ def test_every_flag_of_serve_sets_its_key(environment: dict[str, str], monkeypat
     assert seen["config"].limits.tcp_port_range == (6, 7)
     assert CliRunner().invoke(cli.commands, ["serve", "--dashboard-plain"]).exit_code == 0
     assert seen["config"].server.dashboard_plain
+    assert CliRunner().invoke(cli.commands, ["serve"], env={"RUSTUNNEL_PUMP": "epoll"}).exit_code == 0
+    assert CliRunner().invoke(cli.commands, ["serve"], env={"RUSTUNNEL_PUMP": "bicycle"}).exit_code == 2
+    assert pumps == ["auto", "auto", "epoll"]
 
 
 @pytest.mark.usefixtures("environment")
@@ -175,7 +180,7 @@ class TestAgent:
     def seen(self, monkeypatch: pytest.MonkeyPatch) -> list[AgentConfig]:
         seen: list[AgentConfig] = []
 
-        async def run_agent(config: AgentConfig, screen: object) -> int:
+        async def run_agent(config: AgentConfig, screen: object, *, pump_kind: str) -> int:
             seen.append(config)
             return 4
 
@@ -362,6 +367,18 @@ class TestTokensOfAServerThatDoesNotRun:
         assert token(folder, "delete", token_id)[0] == 0
         assert token(folder, "list")[:2] == (0, "")
         assert token(folder, "delete", token_id) == (1, "", "token not found")
+
+    def test_a_token_that_reads_for_another(self, tmp_path: Path) -> None:
+        folder = DataFolder(tmp_path / "data")
+        token(folder, "create", "agent")
+        agent_id = token(folder, "list")[1].split()[0]
+        assert token(folder, "create", "reader", "--reads", agent_id.upper())[0] == 0
+        assert token(folder, "create", "of admin", "--role", "read", "--reads", "admin")[0] == 0
+        lines = token(folder, "list")[1].splitlines()
+        assert lines[1].endswith(f"reader  all names  role read  of {agent_id}")
+        assert lines[2].endswith("of admin  all names  role read  of admin")
+        code, printed, said = token(folder, "create", "x", "--role", "agent", "--reads", "admin")
+        assert (code, printed, said) == (1, "", "reads: goes with the role read")
 
     def test_a_bad_scope_is_refused(self, tmp_path: Path) -> None:
         code, printed, said = token(DataFolder(tmp_path / "data"), "create", "x", "--scope", " ")

@@ -20,7 +20,7 @@ def rows(letter: str, first: int, last: int) -> list[str]:
     return [f"{letter}{number:02d}" for number in range(first, last + 1)]
 
 
-ROWS = [*rows("H", 1, 67), *rows("W", 20, 22), *rows("T", 1, 16)]
+ROWS = [*rows("H", 1, 67), *rows("W", 20, 22), *rows("T", 1, 16), *rows("A", 1, 28), *rows("D", 1, 14)]
 
 
 def in_names() -> set[str]:

@@ -18,7 +18,7 @@ import rustunnel_py
 from rustunnel_py.api import captures, observe, pages, rs_tunnel, rustunnel
 from rustunnel_py.api.caller import Doorkeeper, actor, asked, current
 from rustunnel_py.api.routes import BODY_MAX, Auth, ErrorShown, Routes, answer
-from rustunnel_py.errors import BadCredentials, Denied, Forbidden, StoreError
+from rustunnel_py.errors import BadCredentials, Denied, Forbidden, NotFound, StoreError
 from rustunnel_py.hub.audit import AccessRefused, unheard
 from rustunnel_py.model.text import escape
 
@@ -82,6 +82,8 @@ def build_app(
 
     @app.before_request
     async def admit() -> None:
+        if request.scope["path"].startswith("//"):
+            raise NotFound("not found")  # what is looked at here begins with one slash, whatever came
         if request.blueprint == "rs_tunnel":
             return  # it has callers of its own
         if request.routing_exception is None and request.endpoint not in free:

@@ -50,6 +50,26 @@ class RequestShown(msgspec.Struct, kw_only=True):
     response_body: str | None
 
 
+class OpenShown(msgspec.Struct, kw_only=True):
+    """A request that has not ended, as far as it has come. `status` null: there is no reply yet."""
+
+    id: str
+    tunnel_id: str
+    conn_id: str
+    method: str
+    path: str
+    status: int | None
+    request_bytes: int
+    response_bytes: int
+    duration_ms: int
+    captured_at: str
+    visitor: str
+    kind: Literal["http", "websocket", "events"]
+    messages_to_service: int
+    messages_to_visitor: int
+    replay_of: str | None
+
+
 class MessageShown(msgspec.Struct):
     """A WebSocket message or an event; `size` is the true one, `content` as far as it was kept."""
 
@@ -83,7 +103,7 @@ class TimingsShown(msgspec.Struct):
 
 
 class RecordShown(RequestShown, kw_only=True):
-    """A captured request with all that is known of it."""
+    """A captured request with all that is known of it. `open`: it has not ended; `status` is 0 before a reply."""
 
     scheme: str
     host: str
@@ -103,6 +123,7 @@ class RecordShown(RequestShown, kw_only=True):
     replay_of: str | None
     imported: bool
     pinned: bool
+    open: bool
 
 
 class FoundShown(msgspec.Struct):
@@ -337,7 +358,7 @@ def show_record(capture: Capture) -> RecordShown:
         host=capture.host,
         http_version=f"1.{capture.minor}",
         reason=capture.reason,
-        visitor=str(capture.visitor) if capture.visitor.ip else "",
+        visitor=_show_visitor(capture),
         request=_side(
             capture.request_headers,
             capture.request_trailers,
@@ -365,7 +386,33 @@ def show_record(capture: Capture) -> RecordShown:
         replay_of=capture.origin,
         imported=capture.imported,
         pinned=capture.pinned,
+        open=capture.is_open,
     )
+
+
+def show_open(capture: Capture) -> OpenShown:
+    return OpenShown(
+        id=capture.id,
+        tunnel_id=capture.tunnel_id,
+        conn_id=capture.connection_id,
+        method=capture.method,
+        path=capture.path,
+        status=capture.status or None,
+        request_bytes=capture.request_bytes,
+        response_bytes=capture.response_bytes,
+        duration_ms=round(capture.duration_ms),
+        captured_at=show_instant(capture.captured_at),
+        visitor=_show_visitor(capture),
+        kind=_KINDS[capture.kind],
+        messages_to_service=capture.messages_forth,
+        messages_to_visitor=capture.messages_back,
+        replay_of=capture.origin,
+    )
+
+
+def _show_visitor(capture: Capture) -> str:
+    """Empty for one that came from a file without it."""
+    return str(capture.visitor) if capture.visitor.ip else ""
 
 
 _KINDS: dict[Kind, Literal["http", "websocket", "events"]] = {

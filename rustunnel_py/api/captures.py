@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 import trio
-from quart import Response, websocket
+from quart import Response, request, websocket
 from werkzeug.routing import BaseConverter
 
 import rustunnel_py
@@ -23,6 +23,7 @@ from rustunnel_py.api.capture_shapes import (
     ExportQuery,
     FoundShown,
     ImportedShown,
+    OpenShown,
     RecentQuery,
     RecordShown,
     ReplaysShown,
@@ -33,6 +34,7 @@ from rustunnel_py.api.capture_shapes import (
     parse_edit,
     parse_filter,
     show_difference,
+    show_open,
     show_record,
     show_replayed,
     show_request,
@@ -81,7 +83,7 @@ _ONE = _REQUESTS + "/{capture:request_id}"
 class CaptureIdConverter(BaseConverter):
     """Any id but the words that stand in its place, so that a path has one meaning, also for OPTIONS."""
 
-    regex = r"(?!(?:search|diff|export|import|live)$)[^/]+"
+    regex = r"(?!(?:open|search|diff|export|import|live)$)[^/]+"
 
 
 def body_max(path: str) -> int | None:
@@ -112,6 +114,18 @@ def _add_reading(api: Routes, inspector: Inspector) -> None:
         limit = min(parse_query(RecentQuery).limit, LIST_MAX)
         captures = await inspector.recent(current(), parse_id(tunnel_id), limit)
         return await _answer_with_bodies(captures, show_requests)
+
+    @api.add(
+        "GET", _REQUESTS + "/open", "The requests that have not ended", query=RecentQuery,
+        gives={200: list[OpenShown]}, errors=(404,), tag="requests",
+    )  # fmt: skip
+    async def list_open_requests(tunnel_id: str) -> Response:
+        """WebSockets, event streams, long polls, newest first. One of them is looked at as any other, and comes to the
+        list of the captured requests, with the same id, when it ends.
+        """
+        limit = min(parse_query(RecentQuery).limit, LIST_MAX)
+        captures = await inspector.open_ones(current(), parse_id(tunnel_id), limit)
+        return answer([show_open(capture) for capture in captures])
 
     @api.add(
         "GET", _REQUESTS + "/search", "Search the captured requests", query=SearchQuery, gives={200: FoundShown},
@@ -303,7 +317,11 @@ def _add_live(api: Routes, inspector: Inspector) -> None:
         """Server-sent events; the same path serves a WebSocket with the same as JSON messages. Ends with the tunnel,
         and within a second of the token.
         """
-        news = _news(inspector, current(), parse_id(tunnel_id))
+        wanted = parse_id(tunnel_id)
+        if request.method == "HEAD":
+            with inspector.look_on(current(), wanted):  # whether it could be had; there is no body to wait for
+                return Response(b"", content_type="text/event-stream")
+        news = _news(inspector, current(), wanted)
         await anext(news)
 
         async def write() -> AsyncIterator[bytes]:
@@ -382,11 +400,12 @@ async def _maybe_in_thread(size: int, work: Callable[[], T]) -> T:
 
 
 def base_url(registry: Registry, capture: Capture) -> str:
-    """Where the request was addressed: the tunnel's public URL while there is one."""
+    """Where the request was addressed: the tunnel's public URL while there is one. Of a file it may be anything."""
     tunnel = registry.get(capture.tunnel_id)
     if tunnel is not None and not capture.imported:
         return registry.public_url(tunnel)
-    return f"{capture.scheme}://{capture.host or 'unknown.invalid'}"
+    told = f"{capture.scheme}://{capture.host}"
+    return told if har.can_be_url(told) else f"{capture.scheme}://unknown.invalid"
 
 
 def _attachment(body: bytes, media: str, name: str) -> Response:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BODY_MAX = 64 * 1024  # bytes, where a route says nothing else; a label and a scope
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_DIGITS = re.compile(r"[0-9]{1,20}")
+_DIGITS = re.compile(r"[0-9]{1,100}")  # longer than any bound, so that too much is told from no number
 _JSON_TYPE = re.compile(r"application/json(\s*;\s*charset=\"?utf-?8\"?)?\s*", re.IGNORECASE)
 DATE = re.compile(
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
@@ -195,8 +195,10 @@ def _value(name: str, text: str, kind: msgspec.inspect.Type) -> object:
     match kind:
         case msgspec.inspect.IntType():
             least, most = kind.ge or 0, kind.le
-            if not _DIGITS.fullmatch(text) or int(text) < least or (most is not None and int(text) > most):
+            if not _DIGITS.fullmatch(text) or int(text) < least:
                 raise BadRequest(f"{name}: a whole number, at least {least}")
+            if most is not None and int(text) > most:
+                raise BadRequest(f"{name}: at most {most}")
             return int(text)
         case msgspec.inspect.BoolType():
             if text not in ("true", "false"):
@@ -280,6 +282,8 @@ def _told(error: msgspec.ValidationError) -> str:
     """msgspec's sentence with the field first: `label: expected str, got int`."""
     sentence, _, path = str(error).replace("`", "").partition(" - at ")
     sentence = sentence[:200]  # it may quote the name of an unknown field
+    if sentence.startswith("Expected str matching regex"):
+        sentence = "Not in the form that is wanted"
     field = path.removeprefix("$.").removeprefix("$")
     return f"{field}: {sentence[0].lower()}{sentence[1:]}" if field else sentence
 
@@ -288,8 +292,8 @@ def _told(error: msgspec.ValidationError) -> str:
 
 
 def show_instant(instant: datetime) -> str:
-    """ISO 8601, whole seconds, UTC, with Z."""
-    return instant.strftime("%Y-%m-%dT%H:%M:%SZ")
+    """An instant in UTC in ISO 8601: whole seconds, with Z."""
+    return instant.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"  # strftime writes the year 1 as 1
 
 
 def show_instant_or_none(instant: datetime | None) -> str | None:

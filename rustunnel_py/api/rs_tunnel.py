@@ -22,6 +22,7 @@ from rustunnel_py.api.limits import CallLimits, LimitReached, tell_allowance
 from rustunnel_py.api.rs_tunnel_login import login_routes, show_fault
 from rustunnel_py.api.rs_tunnel_shapes import Invalid, answer, parse_body
 from rustunnel_py.errors import BadCredentials, Denied, Forbidden, NotFound, StoreError, Unavailable
+from rustunnel_py.hub.audit import AccessRefused, unheard, who_is
 from rustunnel_py.hub.leases import QuotaReached
 from rustunnel_py.hub.logins import LoginRefused
 from rustunnel_py.model.access import Caller, Secret
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from rustunnel_py.api.caller import Doorkeeper
     from rustunnel_py.hub.accounts import Accounts
+    from rustunnel_py.hub.audit import Note
     from rustunnel_py.hub.leases import Leases
     from rustunnel_py.hub.logins import Logins
     from rustunnel_py.hub.telemetry import Telemetry
@@ -56,9 +58,10 @@ NO_LOGIN = frozenset(
     for name in ("login_start", "login_status", "login_exchange", "login_refresh", "approval", "answer_approval")
 )
 OPEN = frozenset({"rs_tunnel.healthz", "rs_tunnel.description"})
-MACHINE = frozenset({"rs_tunnel.heartbeat", "rs_tunnel.ingest"})
+MACHINE = frozenset({"rs_tunnel.heartbeat", "rs_tunnel.heartbeat_of_nothing", "rs_tunnel.ingest"})
 KEEP_ALIVE = "timeout=60"  # the CLI closes two seconds earlier; without the hint after four
 
+_ONE_TUNNEL = re.compile("/v1/tunnels/[^/]+")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -86,6 +89,7 @@ class RsTunnel:
     logins: Logins
     telemetry: Telemetry
     agent_place: AgentPlace
+    note: Note = unheard
 
 
 def owns_path(path: str) -> bool:
@@ -122,11 +126,18 @@ def blueprint(parts: RsTunnel, accounts: Accounts, doorkeeper: Doorkeeper) -> Bl
             raise
         limits.take(endpoint, f"user {caller}")
 
+    @api.errorhandler(Forbidden)
+    async def forbidden(error: Forbidden) -> Response:
+        caller = g.get("caller")
+        if isinstance(caller, Caller):
+            what = f"{request.method} {request.path}"
+            parts.note(AccessRefused(who=who_is(caller), peer=str(peer()), what=what))
+        return show_error(error)
+
     @api.after_request
     async def add_headers(response: Response) -> Response:
         tell_allowance(response)
-        response.headers["Keep-Alive"] = KEEP_ALIVE
-        return response
+        return _kept_alive(response)
 
     @api.get("/healthz")
     async def healthz() -> Response:
@@ -148,12 +159,12 @@ def blueprint(parts: RsTunnel, accounts: Accounts, doorkeeper: Doorkeeper) -> Bl
     @api.post("/v1/tunnels")
     async def create() -> Response:
         wanted = await parse_body(shapes.NewTunnelWanted)
-        made = await leases.create(_caller(), wanted.port, wanted.requested_slug)
+        made = await leases.create(_caller(), wanted.port, wanted.requested_slug, peer())
         return answer(shapes.show_new_tunnel(made, *parts.agent_place()))
 
     @api.delete("/v1/tunnels/<tunnel_name:id_or_host>")
     async def stop(id_or_host: str) -> Response:
-        await leases.stop(_caller(), id_or_host)
+        await leases.stop(_caller(), id_or_host, peer())
         return answer(shapes.OkShown())
 
     @api.post("/v1/tunnels//heartbeat")
@@ -285,6 +296,8 @@ def show_error(error: Exception) -> Response:
             return _error(503, "STORAGE_UNAVAILABLE", "The server cannot store anything just now; try again later.")
         case HTTPException():
             status = error.code or 500
+            if status == 405 and request.method in ("GET", "HEAD") and _ONE_TUNNEL.fullmatch(request.path):
+                status = 404  # the contract's word for it
             if status == 404 and request.method == "DELETE" and request.path.startswith("/v1/tunnels/"):
                 return _error(404, "TUNNEL_NOT_FOUND", "Tunnel not found.")  # a name with a slash in it
             return _error(status, *_HTTP.get(status, ("INVALID_INPUT", "The request cannot be served.")))
@@ -316,4 +329,9 @@ _HTTP = {
 
 
 def _error(status: int, code: str, message: str, details: object = None) -> Response:
-    return answer(shapes.ErrorShown(code, message, details), status)
+    return _kept_alive(answer(shapes.ErrorShown(code, message, details), status))
+
+
+def _kept_alive(response: Response) -> Response:
+    response.headers["Keep-Alive"] = KEEP_ALIVE
+    return response

@@ -81,18 +81,19 @@ def login_routes(api: Blueprint, logins: Logins, doorkeeper: Doorkeeper, caller:
     @api.post("/v1/auth/exchange")
     async def login_exchange() -> Response:
         wanted = await parse_body(shapes.ExchangeWanted)
-        return answer(shapes.show_pair(await logins.exchange(Secret(wanted.login_code), wanted.code_verifier)))
+        return answer(shapes.show_pair(await logins.exchange(Secret(wanted.login_code), wanted.code_verifier, peer())))
 
     @api.post("/v1/auth/refresh")
     async def login_refresh() -> Response:
         wanted = await parse_body(shapes.RefreshWanted)
-        return answer(shapes.show_pair(await logins.refresh(Secret(wanted.refresh_token))))
+        return answer(shapes.show_pair(await logins.refresh(Secret(wanted.refresh_token), peer())))
 
     @api.post("/v1/auth/logout")
     async def log_out() -> Response:
         wanted = await parse_optional_body(shapes.LogoutWanted)
-        token = None if wanted is None else wanted.refresh_token
-        await logins.log_out(caller(), None if token is None else Secret(token))
+        # Empty counts as not given.
+        token = Secret(wanted.refresh_token) if wanted is not None and wanted.refresh_token else None
+        await logins.log_out(caller(), token, peer())
         return answer(shapes.OkShown())
 
     @api.get(_APPROVE)
@@ -109,7 +110,7 @@ def login_routes(api: Blueprint, logins: Logins, doorkeeper: Doorkeeper, caller:
             cookie,
             max_age=COOKIE_SECONDS,
             path=_APPROVE,
-            secure=request.scheme == "https",
+            secure=request.scheme == "https" or (doorkeeper.origin or "").startswith("https:"),
             httponly=True,
             samesite="Strict",
         )
@@ -120,9 +121,9 @@ def login_routes(api: Blueprint, logins: Logins, doorkeeper: Doorkeeper, caller:
         form = await parse_form()
         state = form.get("state", "")
         try:
-            _check_form(form, state)
+            _check_form(form, state, doorkeeper.origin)
             if form.get("answer") == "refuse":
-                logins.refuse(state)
+                logins.refuse(state, peer())
                 return page("Login refused", "<p>The terminal is told. You may close this page.</p>")
             flow = await logins.approve(state, Secret(form.get("token", "").strip()), peer())
         except BadCredentials:
@@ -143,10 +144,11 @@ def _bound(cookie: str, state: str) -> str:
     return hmac.new(_KEY, f"{cookie} {state}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
 
-def _check_form(form: dict[str, str], state: str) -> None:
+def _check_form(form: dict[str, str], state: str, our_origin: str | None) -> None:
     """That this server's own page sent it, in this browser. Raises Forbidden."""
     origin = request.headers.get("Origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+    ours = {request.host.lower(), urlsplit(our_origin or "").netloc.lower()}  # a proxy may have changed the Host
+    if origin is not None and (not (site := urlsplit(origin).netloc.lower()) or site not in ours):
         raise Forbidden("This form was sent from another site.")
     expected = _bound(request.cookies.get(COOKIE, ""), state)
     if not hmac.compare_digest(form.get("bound", "").encode("utf-8", "surrogatepass"), expected.encode()):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import msgspec
@@ -14,7 +13,7 @@ from quart import Response, request
 
 from rustunnel_py.errors import Denied
 from rustunnel_py.model.lease import HEARTBEAT_SECONDS, LEASE_SECONDS
-from rustunnel_py.model.telemetry import METHOD_MAX, PATH_MAX, REGION_MAX, Metrics, RequestEvent
+from rustunnel_py.model.telemetry import BLANKS, METHOD_MAX, PATH_MAX, REGION_MAX, Metrics, RequestEvent
 from rustunnel_py.wire import agent_token, strict_json
 
 if TYPE_CHECKING:
@@ -36,9 +35,14 @@ T = TypeVar("T")
 
 Count = Annotated[int, Meta(ge=0, le=COUNT_MAX)]
 Milliseconds = Annotated[float, Meta(ge=0)]
-# A dotted domain is what the CLI wants to see in a profile.
+# What the CLI itself takes for an address, in its own profile too: a letter, digit, _, + or - before the @, no two dots
+# in a row, a dotted domain that ends in letters.
 Email = Annotated[
-    str, Meta(max_length=254, pattern=r"\A[^@\s\x00-\x1f\x7f]{1,64}@[^@\s.\x00-\x1f]+(\.[^@\s.\x00-\x1f]+)+\Z")
+    str,
+    Meta(
+        max_length=254,
+        pattern=r"\A(?!\.)(?!.*\.\.)[A-Za-z0-9_'+.-]*[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}\Z",
+    ),
 ]
 # Where older clients wait for the code: on loopback, with a port.
 _PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
@@ -64,7 +68,7 @@ class Invalid(Denied):
 
 class NewTunnelWanted(msgspec.Struct, rename="camel"):
     port: Annotated[int, Meta(ge=1, le=65535)]
-    requested_slug: Annotated[str, Meta(max_length=256)] = ""
+    requested_slug: str = ""
 
 
 class MetricsSent(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -116,7 +120,7 @@ class RefreshWanted(msgspec.Struct, rename="camel"):
 
 
 class LogoutWanted(msgspec.Struct, rename="camel"):
-    refresh_token: Hidden | None = None
+    refresh_token: Annotated[str, Meta(max_length=512)] | msgspec.UnsetType = msgspec.UNSET
 
 
 # what is shown
@@ -278,6 +282,8 @@ def _as_javascript(value: JsonValue) -> JsonValue:
 
 def _invalid(error: msgspec.ValidationError) -> Invalid:
     sentence, _, path = str(error).replace("`", "").partition(" - at ")
+    if "matching regex" in sentence:
+        sentence = "It does not have the form that is wanted."
     return Invalid(path.removeprefix("$.").removeprefix("$"), sentence[:200])
 
 
@@ -286,51 +292,87 @@ def parse_flag(name: str) -> bool:
     return request.args.get(name) in ("true", "1")
 
 
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+
+
 def parse_limit() -> int:
-    """How many entries of the request log; what is no number means the default."""
-    try:
-        number = math.floor(float(request.args.get("limit", "")[:32]))
-    except (ValueError, OverflowError):
-        return REQUESTS_DEFAULT
-    return min(max(number, 1), REQUESTS_MAX)
+    """How many entries of the request log, as JavaScript's parseInt reads it; what is no number means the default."""
+    found = _WHOLE.match(request.args.get("limit", "").lstrip(BLANKS))
+    return REQUESTS_DEFAULT if found is None else min(max(int(found[0]), 1), REQUESTS_MAX)
 
 
 def parse_instant(name: str) -> datetime | None:
     """A date in a query, in the forms that JavaScript reads; None where there is none. Raises Invalid."""
     text = request.args.get(name)
-    if text is None:
+    if not text:
         return None
-    found = read_date(text.strip()[:100])
+    found = read_date(text[:100])
     if found is None:
         raise Invalid(name, "A date is wanted, such as 2026-03-05T10:30:00.000Z.")
     return found
 
 
-_MONTH = re.compile(r"(\d{4})(?:-(\d\d))?")
-_OF_JAVASCRIPT = re.compile(
-    r"[A-Z][a-z]{2} ([A-Z][a-z]{2}) (\d\d?) (\d{4}) (\d\d:\d\d:\d\d)(?: (?:GMT)?([+-]\d{4}))?(?: \(.*\))?"
+_ISO = re.compile(
+    r"(?P<year>\d{4}|[+-]\d{6})(?:-(?P<month>\d\d)(?:-(?P<day>\d\d))?)?"
+    r"(?:[T ](?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d+))?)?"
+    r"(?P<zone>Z|[+-]\d\d:?\d\d)?)?",
+    re.ASCII | re.IGNORECASE,
 )
+_CLOCK = (
+    r"(?:,? (?P<hour>\d\d?):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d+))?)?"
+    r"(?: ?(?P<zone>Z|(?:GMT|UTC)?[+-]\d\d:?\d\d|GMT|UTC))?)?(?: \(.*\))?"
+)
+_SPOKEN = [
+    re.compile(form + _CLOCK, re.ASCII | re.IGNORECASE)
+    for form in (
+        r"(?P<year>\d{4})[/-](?P<month>\d\d?)[/-](?P<day>\d\d?)",
+        r"(?P<month>\d\d?)[/-](?P<day>\d\d?)[/-](?P<year>\d{4})",
+        r"(?:[A-Z]{3,9},? )?(?P<month>[A-Z]{3,9}) (?P<day>\d\d?),? (?P<year>\d{4})",
+        r"(?:[A-Z]{3,9},? )?(?P<day>\d\d?)[ -](?P<month>[A-Z]{3,9})[ -](?P<year>\d{4})",
+    )
+]
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 def read_date(text: str) -> datetime | None:
-    """ISO 8601 (also `2026`, `2026-03`), what Date.prototype.toString writes, and RFC 5322; without zone UTC."""
-    found: datetime | None = None
-    month = _MONTH.fullmatch(text)
-    spoken = _OF_JAVASCRIPT.fullmatch(text)
-    try:
-        if month is not None:
-            found = datetime(int(month[1]), int(month[2] or 1), 1, tzinfo=UTC)
-        elif spoken is not None:
-            name, day, year, clock, zone = spoken.groups()
-            found = parsedate_to_datetime(f"{day} {name} {year} {clock} {zone or '+0000'}")
-        elif text[:4].isdigit():
-            found = datetime.fromisoformat(text)
-        else:
-            found = parsedate_to_datetime(text)
-        found = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
-        return found.astimezone(UTC)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
+    """ISO 8601 as ECMAScript has it, and the forms that are common beside it: `2026/3/5`, `3/5/2026`, `March 5, 2026
+    10:00`, RFC 5322, what Date.prototype.toString writes. Without zone UTC; a day that its month does not have is in
+    the next one; years 1 to 9999.
+    """
+    text = text.strip(BLANKS)
+    for form in (_ISO, *_SPOKEN):
+        found = form.fullmatch(text)
+        if found is not None:
+            try:
+                return _assembled(found.groupdict())
+            except (ValueError, OverflowError):
+                return None
+    return None
+
+
+def _assembled(parts: dict[str, str | None]) -> datetime:
+    """Raises ValueError, OverflowError."""
+    month = parts["month"] or "1"
+    number = int(month) if month.isdigit() else _MONTHS.index(month[:3].lower()) + 1
+    day, hour, minute, second = (int(parts[name] or least) for name, least in _LEAST)
+    clock = (hour, minute, second)
+    if not (1 <= day <= 31 and (clock == (24, 0, 0) or (hour < 24 and minute < 60 and second < 60))):
+        raise ValueError(parts)
+    passed = timedelta(days=day - 1, hours=hour, minutes=minute, seconds=second)
+    passed += timedelta(microseconds=int((parts["fraction"] or "")[:6].ljust(6, "0")))
+    return datetime(int(parts["year"] or ""), number, 1, tzinfo=UTC) + passed - _offset(parts["zone"] or "")
+
+
+_LEAST = (("day", 1), ("hour", 0), ("minute", 0), ("second", 0))
+
+
+def _offset(zone: str) -> timedelta:
+    """How far a zone is ahead of UTC."""
+    digits = re.sub("[^0-9]", "", zone)
+    if not digits:
+        return timedelta()
+    ahead = timedelta(hours=int(digits[:2]), minutes=int(digits[2:]))
+    return -ahead if "-" in zone else ahead
 
 
 def parse_metrics(sent: MetricsSent) -> Metrics:

@@ -42,6 +42,8 @@ PAGE = 50  # entries, where the caller does not say
 PAGE_MAX = 1000  # entries an answer, whatever the caller says
 OFFSET_MAX = 2**53  # what every JSON reader can count to, and SQLite too
 
+_TOKEN_ID_OR_ADMIN = "^([0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|admin)$"
+
 Limit = Annotated[
     int,
     Meta(ge=1, le=2**53, description=f"More than {PAGE_MAX} is {PAGE_MAX}."),
@@ -83,6 +85,7 @@ class TokenShown(msgspec.Struct):
     expires_at: str | UnsetType | None = UNSET
     max_tunnels: int | UnsetType | None = UNSET
     protocols: list[str] | UnsetType | None = UNSET
+    reads: str | UnsetType | None = UNSET
 
 
 class NewTokenShown(msgspec.Struct):
@@ -151,8 +154,21 @@ class NewTokenWanted(msgspec.Struct, forbid_unknown_fields=True):
     ] = None
     role: Annotated[
         Literal["agent", "read", "admin"],
-        Meta(description="`agent` opens tunnels and sees its own, `read` only sees, `admin` may do everything."),
+        Meta(
+            description="`agent` opens tunnels and sees its own, `read` only sees (`reads`), `admin` may do everything."
+        ),
     ] = "agent"
+    reads: (
+        Annotated[
+            str,
+            Meta(
+                pattern=_TOKEN_ID_OR_ADMIN,
+                description="With the role `read`: the id of a token, or `admin`, whose tunnels, history and captures "
+                "it sees. null: its own, of which a token that only reads has none.",
+            ),
+        ]
+        | None
+    ) = None
     expires_at: Annotated[datetime, Meta(tz=True)] | None = None
     max_tunnels: Annotated[
         int | None,
@@ -244,7 +260,7 @@ def add_routes(
         body=NewTokenWanted,
         gives={201: NewTokenShown},
         auth=Auth.ADMIN,
-        errors=(409,),
+        errors=(404, 409),
         tag="tokens",
     )
     async def create_token() -> Response:
@@ -257,6 +273,7 @@ def add_routes(
             expires_at=wanted.expires_at,
             max_tunnels=wanted.max_tunnels,
             protocols=None if wanted.protocols is None else tuple(wanted.protocols),
+            reads=None if wanted.reads is None else wanted.reads.lower(),
             by=actor(),
         )
         return answer(NewTokenShown(token.id, token.label, secret.reveal()), 201)
@@ -352,6 +369,7 @@ def show_token(token: Token, *, details: bool = False) -> TokenShown:
         shown.expires_at = show_instant_or_none(token.expires_at)
         shown.max_tunnels = token.max_tunnels
         shown.protocols = None if token.protocols is None else list(token.protocols)
+        shown.reads = token.reads
     return shown
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rustunnel_py.client.config import AgentConfig, LocalAddress, Login, ServerAddress, Trust
     from rustunnel_py.client.screen import Screen
     from rustunnel_py.model.access import Secret
-    from rustunnel_py.transport.pump import Pump
+    from rustunnel_py.transport.pump import Pump, PumpKind
     from rustunnel_py.transport.tls import TlsConnection
 
 CLOSE_SECONDS = 2.0  # for the server's answer to a close frame
@@ -45,6 +45,7 @@ async def run_agent(
     *,
     stopping: trio.Event | None = None,
     dice: Callable[[], float] = _dice,
+    pump_kind: PumpKind = "auto",
 ) -> int:
     """Serve the tunnels of `config` until told to stop; gives the exit code (`failure.py`).
 
@@ -56,7 +57,7 @@ async def run_agent(
         if stopping is None:
             stopping = trio.Event()
             nursery.start_soon(_obey_signals, stopping, nursery.cancel_scope)
-        async with open_pump() as pump, trio.open_nursery() as resolving:
+        async with open_pump(pump_kind) as pump, trio.open_nursery() as resolving:
             code = await Agent(config, screen, pump, resolving, dice).run(stopping)
             resolving.cancel_scope.cancel()
         nursery.cancel_scope.cancel()

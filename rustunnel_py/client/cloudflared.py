@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 PROGRAM = "rustunnel-cloudflared"
 LEAVE_SECONDS = 0.8  # for a polite end; the CLI waits for it
 LEASE_GRACE_SECONDS = 10.0  # a server that comes back may be a moment late itself
+ENDED = "ended as asked"
 REGION_MAX = 16  # a longer one would fail every upload of the CLI
 
 # What the CLI looks for in any line, in any case.
@@ -51,7 +52,12 @@ _MARKS = re.compile(r"\b(location|region|colo)=", re.IGNORECASE)
 
 def main() -> None:
     """Run the command of this process; never returns."""
-    sys.exit(run(sys.argv[1:], os.environ))
+    try:
+        code = run(sys.argv[1:], os.environ)
+    except KeyboardInterrupt:  # before the signals were taken over
+        _write(ENDED)
+        code = 0
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -144,7 +150,7 @@ async def serve(token: AgentToken, config: AgentConfig, write: Callable[[str], N
         code = await run_agent(config, screen, stopping=stopping)
         nursery.cancel_scope.cancel()
     if asked:
-        write("ended as asked")
+        write(ENDED)
         return 0
     if screen.gave_up:
         write(f"no connection to {token.server} for longer than a lease lasts; the tunnel {token.name} is gone")

@@ -16,6 +16,7 @@ from rustunnel_py.edges.parked import Parking
 from rustunnel_py.edges.proxied import TrustedProxies
 from rustunnel_py.edges.shared import Shared, Tap
 from rustunnel_py.edges.visitor import Visitor
+from rustunnel_py.hub.under_way import UnderWay
 from rustunnel_py.transport.listen import Listener
 from rustunnel_py.transport.tcp import TcpConnection
 from rustunnel_py.transport.tls import TlsConnection
@@ -111,6 +112,15 @@ class HttpEdge:
     def visitors(self) -> int:
         """Connections that are open here, agents' that were handed over not counted."""
         return len(self._connections) - self._handed_over
+
+    def under_way(self, tunnel_id: str) -> list[UnderWay]:
+        """The exchanges of a tunnel that have a tap and have not ended; a look at every connection."""
+        turns = [visitor._turn for visitor, _ in self._connections.values() if visitor is not None]
+        return [
+            UnderWay(turn.tap, turn.visit.arrived, turn.status)
+            for turn in turns
+            if turn is not None and turn.tap is not None and turn.tunnel.id == tunnel_id
+        ]
 
     async def run(
         self, visits: trio.Nursery, *, task_status: trio.TaskStatus[list[Peer]] = trio.TASK_STATUS_IGNORED

@@ -176,7 +176,8 @@ def _quality(parameters: list[str]) -> float:
 
 def _demanded(status: int) -> Headers:
     if status == 426:
-        return ((b"Upgrade", b"websocket"), (b"Sec-WebSocket-Version", b"13"))  # RFC 6455 §4.4
+        # RFC 6455 §4.4; and who sends Upgrade names it in Connection (RFC 9110 §7.8)
+        return ((b"Upgrade", b"websocket"), (b"Connection", b"Upgrade"), (b"Sec-WebSocket-Version", b"13"))
     if status == 405:
         return ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),)  # a tunnel is method-blind otherwise
     return ()

@@ -82,7 +82,13 @@ class TrustedProxies:
 
 
 def _address(text: str) -> str | None:
-    """`1.2.3.4`, `1.2.3.4:5678`, `2001:db8::1` or `[2001:db8::1]:5678` as an address alone."""
+    """`1.2.3.4`, `1.2.3.4:5678`, `2001:db8::1` or `[2001:db8::1]:5678` as an address alone; None for anything else.
+
+    A zone (`fe80::1%eth0`) is refused: it means nothing on another machine, and any text would pass as one, into
+    header lines and logs.
+    """
+    if "%" in text:
+        return None
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

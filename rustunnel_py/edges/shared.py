@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Protocol
 
 from rustunnel_py.edges.limits import Census, EdgeLimits
+from rustunnel_py.wire.http1 import BlockMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +80,7 @@ class Shared:
     __slots__ = (
         "access",
         "always_https",
+        "blocks",
         "census",
         "draining",
         "find_host",
@@ -127,6 +129,7 @@ class Shared:
         self.watch = watch
         self.parking: Parking | None = None
         self.ids = VisitIds()
+        self.blocks = BlockMemory()
         self.draining = False
 
     def is_bare(self, host: str) -> bool:

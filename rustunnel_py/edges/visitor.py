@@ -95,12 +95,14 @@ class Visitor:
         "_eof",
         "_forwarded",
         "_full_since",
+        "_head",
         "_held",
         "_local",
         "_origin",
         "_peer",
         "_phase",
         "_pipe",
+        "_raw",
         "_reader",
         "_scheme",
         "_searched",
@@ -125,6 +127,8 @@ class Visitor:
         self._phase = _HEAD
         self._held = bytearray()  # input not consumed yet, all of it unpaid
         self._searched = 0  # so far there is no end of a head in it
+        self._raw = b""  # the last head that was judged: the next one is often the same
+        self._head: RequestHead | None = None
         self._block: RequestBlock | None = None
         self._forwarded = b""
         self._turn: Turn | None = None
@@ -260,6 +264,9 @@ class Visitor:
 
     def _first_bytes(self, raw: bytes) -> None:
         """Input while idle. Almost always one whole head, which is taken without a copy into the buffer."""
+        if raw == self._raw:
+            self._take(raw, len(raw))
+            return
         if raw[0] != 13:
             try:
                 end = find_head_end(raw, 0, self._shared.limits.heads)
@@ -298,16 +305,20 @@ class Visitor:
         """One request's head: judge it, route it, let the tunnel's policies see it, send it to a link."""
         shared = self._shared
         connection = self.connection
-        known = self._block
-        try:
-            head = judge_request(raw, shared.limits.heads, known, scheme=shared.scheme)
-        except HttpError as error:
-            connection.credit(size)
-            self._refuse(error)
-            return
+        head = self._head
+        if head is None or raw != self._raw:
+            known = self._block
+            try:
+                head = judge_request(raw, shared.limits.heads, known, memory=shared.blocks, scheme=shared.scheme)
+            except HttpError as error:
+                connection.credit(size)
+                self._refuse(error)
+                return
+            self._head = head
+            self._raw = raw
+            if head.block is not known:
+                self._remember(head.block, known)
         block = head.block
-        if block is not known:
-            self._remember(block, known)
         tunnel = shared.find_host(block.host)
         if tunnel is None:
             self._unknown(head, raw, size)

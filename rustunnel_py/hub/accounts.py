@@ -19,6 +19,7 @@ import re
 import uuid
 from collections import OrderedDict
 from contextlib import contextmanager
+from datetime import UTC
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 import structlog
@@ -32,7 +33,7 @@ from rustunnel_py.model.bucket import Bucket, source_of
 from rustunnel_py.model.scope import parse_scope
 from rustunnel_py.model.text import escape
 from rustunnel_py.store.instants import utc_now
-from rustunnel_py.store.tokens import Token
+from rustunnel_py.store.tokens import READS_ADMIN, Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -193,11 +194,14 @@ class Accounts:
         expires_at: datetime | None = None,
         max_tunnels: int | None = None,
         protocols: tuple[str, ...] | None = None,
+        reads: str | None = None,
         by: Actor | None = None,
     ) -> tuple[Token, Secret]:
         """A new token with a user of its own, and its secret, which nobody sees again.
 
-        Raises BadRequest for a value that cannot be used, Unavailable("limit"), StoreError.
+        `reads`, with role READ: it acts for the user of the token with this id, or of the admin token (READS_ADMIN),
+        and so sees what that one sees. It outlives that token: its end is its own, and so is what it may see of the
+        past. Raises BadRequest for a value that cannot be used, NotFound, Unavailable(limit, unsupported), StoreError.
         """
         if not re.search(NOT_BLANK, label) or len(label) > LABEL_MAX:
             raise BadRequest(f"label: 1 to {LABEL_MAX} characters, and not only blanks")
@@ -209,6 +213,11 @@ class Accounts:
             raise BadRequest(f"max_tunnels: 1 to {TUNNELS_MAX}, or null")
         if protocols is not None and not (protocols and set(protocols) <= PROTOCOLS):
             raise BadRequest("protocols: some of http, tcp, or null for all")
+        if expires_at is not None:
+            expires_at = _in_utc(expires_at)
+        if reads is not None and role is not Role.READ:
+            raise Unavailable("unsupported", "reads: goes with the role read")
+        owner = str(uuid.uuid4()) if reads is None else self._user_of(reads)
         if len(self._tokens) >= TOKENS_MAX:
             raise Unavailable("limit", f"there are {TOKENS_MAX} tokens; delete some first")
         secret = Secret(str(uuid.uuid4()))
@@ -216,13 +225,14 @@ class Accounts:
             id=str(uuid.uuid4()),
             hash=hash_of(secret),
             label=label,
-            owner=str(uuid.uuid4()),
+            owner=owner,
             scope=scope,
             role=role,
             created_at=self._now(),
             expires_at=expires_at,
             max_tunnels=max_tunnels,
             protocols=None if protocols is None else tuple(dict.fromkeys(protocols)),
+            reads=reads,
         )
         await self._tokens.create(token)
         log.info("token created", token=token.id, label=escape(label))
@@ -235,9 +245,18 @@ class Accounts:
                 role=role.value,
                 scope=scope,
                 expires_at=None if expires_at is None else expires_at.isoformat(),
+                reads=reads,
             )
         )
         return token, secret
+
+    def _user_of(self, token_id: str) -> str:
+        if token_id == READS_ADMIN:
+            return self._admin.owner
+        token = self._tokens.get(token_id)
+        if token is None:
+            raise NotFound("reads: no such token")
+        return token.owner
 
     def list_tokens(self) -> list[Token]:
         """All of them, expired ones too, in the order in which they were made."""
@@ -299,6 +318,13 @@ def hash_of(secret: Secret) -> str:
     if len(text) > CREDENTIAL_MAX:
         text = text[:CREDENTIAL_MAX] + "\N{HORIZONTAL ELLIPSIS}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _in_utc(instant: datetime) -> datetime:
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:  # in the year 0 or 10000 there
+        raise BadRequest("expires_at: a time from the year 1 to 9999, in UTC") from None
 
 
 def _anonymous(token: Secret, peer: Peer) -> Caller:

@@ -59,12 +59,75 @@ class LoginRefused(Event, frozen=True, kw_only=True):
     at: Literal["agents", "api"]
 
 
+class LoginApproved(Event, frozen=True, kw_only=True):
+    """Somebody with a token let a terminal log in as its user; `started_from` is where the terminal is."""
+
+    email: str
+    started_from: str
+
+
+class LoginDeclined(Event, frozen=True, kw_only=True):
+    """Somebody who has the link refused the login."""
+
+    email: str
+    started_from: str
+
+
+class LoginExchanged(Event, frozen=True, kw_only=True):
+    """A terminal got the first tokens of an approved login."""
+
+    login: str
+    email: str
+
+
+class ExchangeRefused(Event, frozen=True, kw_only=True):
+    """The code of an approved login came with a wrong verifier, or again."""
+
+    email: str
+    reason: str
+
+
+class LoginRefreshed(Event, frozen=True, kw_only=True):
+    login: str
+    email: str
+
+
+class RefreshReused(Event, frozen=True, kw_only=True):
+    """A refresh token that had been replaced came back; the whole login ended. `who` is whom it stood for."""
+
+    login: str
+    email: str
+
+
+class LoggedOut(Event, frozen=True, kw_only=True):
+    """So many logins of this user ended."""
+
+    logins: int
+
+
+class LeaseCreated(Event, frozen=True, kw_only=True):
+    tunnel: str
+    address: str
+
+
+class LeaseEnded(Event, frozen=True, kw_only=True):
+    """`why`: its user deleted it, nobody sent heartbeats, another API closed it, or its token ended. `who` is known
+    for the first of these.
+    """
+
+    tunnel: str
+    address: str
+    owner: str
+    why: Literal["deleted", "expired", "closed", "token ended"]
+
+
 class TokenCreated(Event, frozen=True, kw_only=True):
     token: str
     label: str
     role: str
     scope: str | None
     expires_at: str | None
+    reads: str | None
 
 
 class TokenDeleted(Event, frozen=True, kw_only=True):

@@ -3,7 +3,8 @@
 A lease is the record behind a tunnel of the registry. Its name is taken from the moment `create` is called; an agent
 attaches with the lease's own secret and may come and go. It ends when it is stopped, when its tunnel is closed by
 anybody who may, or at the instant at which its time is up: one task sleeps until the earliest of these. In each case
-the name is free, the agent gone and the status `stopped` when the call returns.
+the name is free, the agent gone and the status `stopped` when the call returns. Only `stop` is patient: no visitor
+finds the tunnel from then on, but those who are in have DRAIN_SECONDS to get their replies; meanwhile it is `stopping`.
 
 Whoever asks by an instant that has passed is answered as if the task had already run: a heartbeat never revives.
 What changes is in memory first and written in batches; at most WRITE_SECONDS of heartbeats are lost by a crash.
@@ -17,18 +18,21 @@ import secrets
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import structlog
 import trio
 
 from rustunnel_py.errors import NotFound, StoreError, Unavailable
+from rustunnel_py.hub import audit
 from rustunnel_py.hub.accounts import hash_of
-from rustunnel_py.hub.sessions import may_have
+from rustunnel_py.hub.audit import unheard
+from rustunnel_py.hub.claims import may_have
 from rustunnel_py.model.access import Caller, Secret
 from rustunnel_py.model.lease import LEASE_SECONDS, Lease, Listed, Status, Term, judge_slug
 from rustunnel_py.model.names import generated_label, is_reserved_for
 from rustunnel_py.model.scope import scope_of
+from rustunnel_py.model.telemetry import whole_ms
 from rustunnel_py.model.tunnel import HttpHost, Protocol
 from rustunnel_py.store.instants import utc_now
 
@@ -37,13 +41,18 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from rustunnel_py.hub.accounts import Accounts
+    from rustunnel_py.hub.audit import Note
     from rustunnel_py.hub.registry import Registry, Tunnel
     from rustunnel_py.hub.sessions import Sessions
+    from rustunnel_py.model.tunnel import Peer
     from rustunnel_py.store.leases import LeaseBook
     from rustunnel_py.store.names import Names
     from rustunnel_py.store.tunnel_log import LogEntry, TunnelLog
 
+WhyEnded: TypeAlias = Literal["deleted", "expired", "closed", "token ended"]
+
 WRITE_SECONDS = 1.0  # between two batches
+DRAIN_SECONDS = 2.0  # for the visits of a tunnel that is stopped: a page is through, a user does not wait for more
 SLUG_TRIES = 10  # for a generated name; with 36^11 of them the first is free
 NATIVE_ENDED_MAX = 1000  # of an owner's ended registrations the newest are looked at, as of ended leases
 FALLBACK_PORT = 80  # where a native client did not say its local port; the contract wants one
@@ -93,6 +102,7 @@ class Leases:
         max_active: int,
         clock: Callable[[], float] = trio.current_time,
         now: Callable[[], datetime] = utc_now,
+        note: Note = unheard,
     ) -> None:
         self._book = book
         self._registry = registry
@@ -104,6 +114,8 @@ class Leases:
         self._max_active = max_active
         self._clock = clock
         self._now = now
+        self._note = note
+        self._winding_down: dict[str, trio.Event] = {}  # by tunnel id: set when it is over
         self._alive: dict[str, _Held] = {}
         self._by_run: dict[str, _Held] = {}
         self._by_agent: dict[str, _Held] = {}
@@ -129,10 +141,12 @@ class Leases:
         for lease in await self._book.alive():
             left = -1.0 if lease.expires_at is None else (lease.expires_at - wall).total_seconds()
             address = self._registry.host_of(lease.slug)
-            if left <= 0 or self._registry.find(address) is not None or address.host != lease.hostname:
+            was_stopping = lease.status is Status.STOPPING
+            if left <= 0 or was_stopping or self._registry.find(address) is not None or address.host != lease.hostname:
                 lease.status = Status.STOPPED
-                lease.stopped_at = lease.expires_at if left <= 0 and lease.expires_at is not None else wall
+                lease.stopped_at = lease.expires_at if left <= 0 and lease.expires_at is not None else whole_ms(wall)
                 self._dirty[lease.id] = lease
+                self._note_end(lease, "expired" if left <= 0 else "deleted" if was_stopping else "closed")
                 continue
             lease.status = Status.ACTIVE
             self._take(lease, address, min(left, LEASE_SECONDS))
@@ -166,8 +180,7 @@ class Leases:
             if held.deadline > now:
                 self._push(held)
                 continue
-            log.info("lease ended", tunnel=held.lease.id, hostname=held.lease.hostname)
-            self._stop(held)
+            self._stop(held, "expired")
 
     def _push(self, held: _Held) -> None:
         self._number += 1
@@ -177,20 +190,40 @@ class Leases:
 
     # its life
 
-    async def create(self, caller: Caller, port: int, slug: str | None) -> NewLease:
+    async def create(self, caller: Caller, port: int, slug: str | None, peer: Peer | None = None) -> NewLease:
         """A new lease. Name, quota and row are one step: of many at once for one name, one gets it.
 
         Raises Forbidden, QuotaReached, Unavailable(malformed, reserved, taken, exhausted), StoreError.
         """
         self._accounts.require_writer(caller)
+        who, at = audit.who_is(caller), str(peer or "")
+        try:
+            address = self._address_for(caller, slug)
+        except Unavailable as refused:
+            self._note(audit.RegistrationRefused(who=who, peer=at, code=refused.code, reason=str(refused), session=""))
+            raise
+        made = await self._create(caller, port, address)
+        lease = made.lease
+        log.info("lease made", tunnel=lease.id, hostname=lease.hostname, owner=lease.owner)
+        self._note(audit.LeaseCreated(who=who, peer=at, tunnel=lease.id, address=lease.hostname))
+        return made
+
+    def _address_for(self, caller: Caller, slug: str | None) -> HttpHost:
+        """A free address that the caller may have, within the quota. Raises QuotaReached, Unavailable."""
         self._expire()
         if caller.protocols is not None and "http" not in caller.protocols:
             raise Unavailable("scope", "This token may not open HTTP tunnels.")
-        active = sum(held.lease.owner == caller.owner for held in self._alive.values())
+        active = sum(
+            held.lease.owner == caller.owner and held.lease.status is not Status.STOPPING
+            for held in self._alive.values()
+        )
         limits = [most for most in (self._max_active, caller.max_tunnels) if most]
         if limits and active >= min(limits):
             raise QuotaReached(active, min(limits))
-        address = self._free_address(caller) if not slug else self._wished_address(caller, slug)
+        return self._free_address(caller) if not slug else self._wished_address(caller, slug)
+
+    async def _create(self, caller: Caller, port: int, address: HttpHost) -> NewLease:
+        """Takes the address before it waits for anything."""
         run_secret, agent_secret = Secret(secrets.token_urlsafe(32)), Secret(secrets.token_urlsafe(32))
         lease = Lease(
             id=str(uuid.uuid4()),
@@ -201,7 +234,7 @@ class Leases:
             hostname=address.host,
             status=Status.CREATING,
             requested_port=port,
-            created_at=_whole_ms(self._now()),
+            created_at=whole_ms(self._now()),
             heartbeat_at=None,
             expires_at=None,
             stopped_at=None,
@@ -212,11 +245,11 @@ class Leases:
         held = self._take(lease, address, math.inf)
         await self._keep(held)
         if lease.status is not Status.CREATING:
+            self._dirty[lease.id] = lease  # its row may have come after the news of its end
             raise NotFound("The tunnel was stopped while it was being made.")
         lease.status = Status.ACTIVE
         self._renew(held)
         self._push(held)
-        log.info("lease made", tunnel=lease.id, hostname=lease.hostname, owner=lease.owner)
         return NewLease(lease, run_secret, agent_secret)
 
     async def _keep(self, held: _Held) -> None:
@@ -246,7 +279,7 @@ class Leases:
                     await self._write_dirty()  # the row that had the name before must have let it go
                     await self._book.add(row)
             except StoreError:
-                self._stop(held)
+                self._stop(held, None)
                 self._dirty.pop(lease.id, None)
                 raise
 
@@ -292,7 +325,7 @@ class Leases:
         return held
 
     def _renew(self, held: _Held) -> Term:
-        at = _whole_ms(self._now())
+        at = whole_ms(self._now())
         held.deadline = self._clock() + LEASE_SECONDS
         held.lease.heartbeat_at = at
         held.lease.expires_at = at + timedelta(seconds=LEASE_SECONDS)
@@ -307,31 +340,80 @@ class Leases:
             raise NotFound("Tunnel not found.")
         return self._renew(held)
 
-    def _stop(self, held: _Held) -> None:
+    def _stop(self, held: _Held, why: WhyEnded | None, by: Caller | None = None, peer: Peer | None = None) -> None:
+        """It is over, now; `why` None: it had not begun."""
         lease = held.lease
         if self._alive.pop(lease.id, None) is None:
             return
         del self._by_run[lease.run_hash]
         del self._by_agent[lease.agent_hash]
         lease.status = Status.STOPPED
-        lease.stopped_at = _whole_ms(self._now())
+        lease.stopped_at = whole_ms(self._now())
         self._dirty[lease.id] = lease
         held.tunnel.record = None
         self._sessions.close_tunnel(held.tunnel)
+        if why is not None:
+            self._note_end(lease, why, by, peer)
         for callback in self._ended:
             callback(lease.id)
 
-    async def stop(self, caller: Caller, id_or_host: str) -> None:
-        """End a tunnel of the caller's, leased or native. Raises NotFound, Forbidden."""
+    def _note_end(self, lease: Lease, why: WhyEnded, by: Caller | None = None, peer: Peer | None = None) -> None:
+        log.info("lease ended", tunnel=lease.id, hostname=lease.hostname, why=why)
+        self._note(
+            audit.LeaseEnded(
+                who=None if by is None else audit.who_is(by),
+                peer=str(peer or ""),
+                tunnel=lease.id,
+                address=lease.hostname,
+                owner=lease.owner,
+                why=why,
+            )
+        )
+
+    async def stop(self, caller: Caller, id_or_host: str, peer: Peer | None = None) -> None:
+        """End a tunnel of the caller's, leased or native: no visitor finds it from now on; who is in may finish.
+
+        Who asks for the same meanwhile waits for the same end. Raises NotFound, Forbidden.
+        """
         tunnel = self._find_alive(caller, id_or_host)
         self._accounts.require_writer(caller)
-        self._sessions.close_tunnel(tunnel)
+        over = self._winding_down.get(tunnel.id)
+        if over is not None:
+            await over.wait()
+        else:
+            await self._wind_down(tunnel, caller, peer)
         await self.flush()
+
+    async def _wind_down(self, tunnel: Tunnel, by: Caller, peer: Peer | None) -> None:
+        held = self._alive.get(tunnel.id)
+        if held is not None:
+            held.lease.status = Status.STOPPING
+            self._dirty[tunnel.id] = held.lease
+        over = self._winding_down[tunnel.id] = trio.Event()
+        self._registry.close_door(tunnel)
+        try:
+            await _drained(tunnel)
+        finally:
+            del self._winding_down[tunnel.id]
+            over.set()
+            if held is not None:
+                self._stop(held, "deleted", by, peer)
+            elif self._registry.owns(tunnel):
+                self._sessions.close_tunnel(tunnel)
+                self._note(
+                    audit.TunnelClosed(
+                        who=audit.who_is(by),
+                        peer=str(peer or ""),
+                        tunnel=tunnel.id,
+                        address=str(tunnel.address),
+                        owner=tunnel.owner,
+                    )
+                )
 
     def _token_ended(self, token_id: str) -> None:
         for held in list(self._alive.values()):
             if held.lease.token_id == token_id:
-                self._stop(held)
+                self._stop(held, "token ended")
 
     # who attaches, who reports
 
@@ -339,7 +421,7 @@ class Leases:
         """Who an agent is that shows a lease's secret."""
         self._expire()
         held = self._by_agent.get(hash_of(secret))
-        if held is None:
+        if held is None or held.lease.status is Status.STOPPING:
             return None
         owner = self._accounts.caller_of(held.lease.token_id)
         return None if owner is None else (owner, held.tunnel)
@@ -365,12 +447,12 @@ class Leases:
         if held is not None:
             return held.lease.status is Status.ACTIVE
         tunnel = self._registry.get(tunnel_id)
-        return tunnel is not None and tunnel.held_until is None
+        return tunnel is not None and tunnel.held_until is None and tunnel_id not in self._winding_down
 
     def native_term(self, tunnel_id: str) -> Term | None:
         """The term of a tunnel that is kept alive by its control connection, not by heartbeats."""
         tunnel = self._registry.get(tunnel_id)
-        return None if tunnel is None else _native_term(tunnel)
+        return None if tunnel is None or tunnel_id in self._winding_down else _native_term(tunnel)
 
     def is_leased(self, tunnel_id: str) -> bool:
         return tunnel_id in self._alive
@@ -378,9 +460,9 @@ class Leases:
     def _find_alive(self, caller: Caller, id_or_host: str, *, slug: bool = False) -> Tunnel:
         self._expire()
         wanted = id_or_host.lower()
-        tunnel = self._registry.get(wanted) or self._registry.find_host(wanted)
+        tunnel = self._registry.get(wanted) or self._registry.find(HttpHost(wanted))
         if tunnel is None and slug and "." not in wanted:
-            tunnel = self._registry.find_host(self._registry.host_of(wanted).host)
+            tunnel = self._registry.find(self._registry.host_of(wanted))
         if (
             tunnel is None
             or tunnel.owner != caller.owner
@@ -415,7 +497,8 @@ class Leases:
             if held is not None:
                 shown.append(_listed(held.lease))
             elif isinstance(tunnel.address, HttpHost) and tunnel.held_until is None:
-                shown.append(_native(tunnel, tunnel.address.host))
+                status = Status.STOPPING if tunnel.id in self._winding_down else Status.ACTIVE
+                shown.append(_native(tunnel, tunnel.address.host, status))
         shown.sort(key=lambda one: one.created_at)
         return shown
 
@@ -485,7 +568,29 @@ class _Held:
         self.deadline = deadline
 
     def tunnel_closed(self) -> None:
-        self._leases._stop(self)
+        self._leases._stop(self, "closed")
+
+
+async def _drained(tunnel: Tunnel) -> None:
+    """Until no visit is under way, for at most DRAIN_SECONDS; where nobody serves it, nothing would come of waiting."""
+    if not tunnel.links or not _visits_open(tunnel):
+        return
+    empty = trio.Event()
+    before = tunnel.tell
+
+    def tell(method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
+        if before is not None:
+            before(method, target, status, milliseconds, visit_id)
+        if not _visits_open(tunnel):
+            empty.set()
+
+    tunnel.tell = tell
+    with trio.move_on_after(DRAIN_SECONDS):
+        await empty.wait()
+
+
+def _visits_open(tunnel: Tunnel) -> int:
+    return tunnel.requests - sum(tunnel.tally.statuses)
 
 
 def port_of(local_addr: str) -> int:
@@ -494,10 +599,6 @@ def port_of(local_addr: str) -> int:
     if port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535:
         return int(port)
     return FALLBACK_PORT
-
-
-def _whole_ms(instant: datetime) -> datetime:
-    return instant.replace(microsecond=instant.microsecond // 1000 * 1000)
 
 
 def _listed(lease: Lease) -> Listed:
@@ -520,17 +621,17 @@ def _listed(lease: Lease) -> Listed:
 def _native_term(tunnel: Tunnel) -> Term | None:
     if tunnel.session is None:
         return None
-    heard = _whole_ms(tunnel.session.heard_at)
+    heard = whole_ms(tunnel.session.heard_at)
     return Term(heard, heard + timedelta(seconds=LEASE_SECONDS))
 
 
-def _native(tunnel: Tunnel, host: str) -> Listed:
+def _native(tunnel: Tunnel, host: str, status: Status) -> Listed:
     """A tunnel that an agent registered; its control connection is what keeps it."""
     return Listed(
         id=tunnel.id,
         hostname=host,
         slug=host.partition(".")[0],
-        status=Status.ACTIVE,
+        status=status,
         requested_port=port_of(tunnel.local_addr),
         created_at=tunnel.registered_at,
         lease=_native_term(tunnel),

@@ -11,7 +11,8 @@
 * An access token lives as long as its refresh token, or a long run of the CLI, which never reads a newer one, could
   not close its tunnel. Logging out, revoking the API token that approved, and reuse end it at once.
 
-Secrets are kept as SHA-256; all pairs are in memory, as API tokens are.
+Secrets are kept as SHA-256; all pairs are in memory, as API tokens are. A refresh that cannot be written succeeds all
+the same, and is written when the disk is back: the CLI throws its session away when a refresh fails for any reason.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import hashlib
 import hmac
 import secrets
 import uuid
+from collections import deque
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -30,8 +32,11 @@ import structlog
 import trio
 
 from rustunnel_py.errors import Denied, StoreError
+from rustunnel_py.hub import audit
 from rustunnel_py.hub.accounts import hash_of
-from rustunnel_py.model.access import Secret
+from rustunnel_py.hub.audit import unheard
+from rustunnel_py.model.access import Role, Secret
+from rustunnel_py.model.text import escape
 from rustunnel_py.store.instants import utc_now
 from rustunnel_py.store.logins import Login, Pair
 
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from rustunnel_py.hub.accounts import Accounts
+    from rustunnel_py.hub.audit import Note
     from rustunnel_py.model.access import Caller
     from rustunnel_py.model.tunnel import Peer
     from rustunnel_py.store.logins import LoginBook
@@ -50,6 +56,7 @@ PAIR_SECONDS = 30 * 24 * 3600  # both tokens of a pair
 GRACE_SECONDS = 60.0
 PAIRS_PER_LOGIN_MAX = 32  # older ones of one login go; each was good for PAIR_SECONDS
 LOGINS_MAX = 10_000  # the oldest goes
+UNWRITTEN_MAX = 1000  # refreshes that wait for the disk; past that they fail
 WRITE_SECONDS = 5.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -100,6 +107,15 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class _Refreshed:
+    """A pair that is not in the book yet."""
+
+    pair: Pair
+    parent: Pair
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NewPair:
     """What a client is given, once."""
 
@@ -119,9 +135,11 @@ class Logins:
         *,
         clock: Callable[[], float] = trio.current_time,
         now: Callable[[], datetime] = utc_now,
+        note: Note = unheard,
     ) -> None:
         self._book = book
         self._accounts = accounts
+        self._note = note
         self._clock = clock
         self._now = now
         self._flows: dict[str, Flow] = {}
@@ -132,7 +150,9 @@ class Logins:
         self._by_refresh: dict[str, Pair] = {}
         self._used: set[str] = set()  # ids of pairs whose use is not written yet
         self._unwanted: set[str] = set()  # ids of logins that are over and still in the book
+        self._unwritten: deque[_Refreshed] = deque()
         self._issuing = trio.Lock()  # a refresh token is judged and replaced in one piece
+        self._writing = trio.Lock()
         accounts.on_ended(self._token_ended)
 
     async def load(self) -> None:
@@ -172,6 +192,7 @@ class Logins:
         unwanted, self._unwanted = self._unwanted, set()
         with trio.CancelScope(shield=True):
             try:
+                await self._write_refreshed()
                 if unwanted:
                     await self._book.delete(sorted(unwanted))
                 if used:
@@ -180,6 +201,16 @@ class Logins:
                 self._used |= used
                 self._unwanted |= unwanted
                 log.warning("logins could not be written", error=str(error))
+
+    async def _write_refreshed(self) -> None:
+        """What waits for the disk, in order. Raises StoreError."""
+        async with self._writing:
+            while self._unwritten:
+                waiting = self._unwritten[0]
+                if waiting.pair.login_id in self._logins:
+                    await self._book.add(None, waiting.pair, waiting.parent, waiting.dropped)
+                if self._unwritten and self._unwritten[0] is waiting:
+                    self._unwritten.popleft()
 
     # the flow
 
@@ -218,13 +249,17 @@ class Logins:
         flow = self.pending(state)  # somebody else may have answered meanwhile
         flow.progress = FlowState.APPROVED
         flow.token_id = caller.token_id
-        log.info("login approved", email=flow.email, owner=caller.owner)
+        log.info("login approved", email=escape(flow.email), owner=caller.owner)
+        self._note(
+            audit.LoginApproved(who=audit.who_is(caller), peer=str(peer), email=flow.email, started_from=str(flow.peer))
+        )
         return flow
 
-    def refuse(self, state: str) -> Flow:
+    def refuse(self, state: str, peer: Peer) -> Flow:
         """Raises LoginRefused."""
         flow = self.pending(state)
         flow.progress = FlowState.REFUSED
+        self._note(audit.LoginDeclined(peer=str(peer), email=flow.email, started_from=str(flow.peer)))
         return flow
 
     def hand_over(self, state: str) -> tuple[FlowState, Secret | None]:
@@ -253,44 +288,59 @@ class Logins:
         self._by_code[flow.code_hash] = flow
         return code
 
-    async def exchange(self, code: Secret, verifier: str) -> NewPair:
+    async def exchange(self, code: Secret, verifier: str, peer: Peer) -> NewPair:
         """A code and the verifier for a pair; a code is good once. Raises LoginRefused, StoreError."""
         flow = self._by_code.get(hash_of(code))
         if flow is None:
             raise LoginRefused(Fault.UNKNOWN_CODE, "Login code is invalid.")
+        try:
+            caller = self._judge_exchange(flow, verifier)
+        except LoginRefused as refused:
+            self._note(audit.ExchangeRefused(peer=str(peer), email=flow.email, reason=str(refused)))
+            raise
+        flow.exchanged = True
+        login = Login(str(uuid.uuid4()), flow.token_id, flow.email, self._now())
+        try:
+            async with self._issuing:
+                pair = await self._issue(login, None)
+        except StoreError:
+            flow.exchanged = False
+            raise
+        self._note(audit.LoginExchanged(who=audit.who_is(caller), peer=str(peer), login=login.id, email=login.email))
+        return pair
+
+    def _judge_exchange(self, flow: Flow, verifier: str) -> Caller:
         if flow.exchanged:
             raise LoginRefused(Fault.USED_CODE, "Login code was used already.")
         if self._is_old(flow):
             raise LoginRefused(Fault.EXPIRED_CODE, "Login code has expired.")
         if not hmac.compare_digest(challenge_of(verifier), flow.challenge):
             raise LoginRefused(Fault.WRONG_VERIFIER, "Code verifier does not match.")
-        if self._accounts.caller_of(flow.token_id) is None:
+        caller = self._accounts.caller_of(flow.token_id)
+        if caller is None:
             raise LoginRefused(Fault.NO_SUCH_USER, "The token that approved this login is gone.")
-        flow.exchanged = True
-        login = Login(str(uuid.uuid4()), flow.token_id, flow.email, self._now())
-        try:
-            async with self._issuing:
-                return await self._issue(login, None)
-        except StoreError:
-            flow.exchanged = False
-            raise
+        return caller
 
     # pairs
 
-    async def refresh(self, token: Secret) -> NewPair:
-        """A refresh token for a new pair. Raises LoginRefused(WRONG_REFRESH_TOKEN), StoreError."""
+    async def refresh(self, token: Secret, peer: Peer) -> NewPair:
+        """A refresh token for a new pair. Raises LoginRefused(WRONG_REFRESH_TOKEN), StoreError (UNWRITTEN_MAX)."""
         async with self._issuing:
             pair = self._by_refresh.get(hash_of(token))
-            if pair is None or pair.expires_at <= self._now() or not self._is_alive(pair.login_id):
+            caller = None if pair is None else self._caller_of(pair.login_id)
+            if pair is None or caller is None or pair.expires_at <= self._now():
                 raise LoginRefused(Fault.WRONG_REFRESH_TOKEN, "Refresh token is invalid or expired.")
+            login = self._logins[pair.login_id]
+            who, at = audit.who_is(caller), str(peer)
             if pair.replaced_at is not None and not self._has_grace(pair, pair.replaced_at):
-                log.warning(
-                    "a replaced refresh token came back; its login ends", email=self._logins[pair.login_id].email
-                )
-                self._forget(pair.login_id)
+                log.warning("a replaced refresh token came back; its login ends", email=escape(login.email), peer=at)
+                self._note(audit.RefreshReused(who=who, peer=at, login=login.id, email=login.email))
+                self._forget(login.id)
                 await self.flush()
                 raise LoginRefused(Fault.WRONG_REFRESH_TOKEN, "Refresh token was used before; log in again.")
-            return await self._issue(self._logins[pair.login_id], pair)
+            made = await self._issue(login, pair)
+            self._note(audit.LoginRefreshed(who=who, peer=at, login=login.id, email=login.email))
+            return made
 
     def _has_grace(self, pair: Pair, replaced_at: datetime) -> bool:
         if (self._now() - replaced_at).total_seconds() < GRACE_SECONDS:
@@ -316,13 +366,19 @@ class Logins:
         if parent is not None:
             parent.replaced_at = parent.replaced_at or now
             parent.used = True
+        ids = tuple(old.id for old in dropped)
         with trio.CancelScope(shield=True):  # memory and book must not part
             try:
-                await self._book.add(None if login.id in self._logins else login, pair, parent, [o.id for o in dropped])
-            except StoreError:
-                if parent is not None and was is not None:
+                await self._write_refreshed()
+                await self._book.add(None if login.id in self._logins else login, pair, parent, ids)
+            except StoreError as error:
+                if parent is None or was is None:
+                    raise
+                if len(self._unwritten) >= UNWRITTEN_MAX:
                     parent.replaced_at, parent.used = was
-                raise
+                    raise
+                log.warning("a refresh could not be written yet", error=str(error))
+                self._unwritten.append(_Refreshed(pair, parent, ids))
         if login.id not in self._logins:
             while len(self._logins) >= LOGINS_MAX:
                 self._forget(next(iter(self._logins)))
@@ -350,11 +406,13 @@ class Logins:
         for pair in self._pairs.pop(login_id).values():
             self._by_access.pop(pair.access_hash, None)
             self._by_refresh.pop(pair.refresh_hash, None)
+        self._unwritten = deque(waiting for waiting in self._unwritten if waiting.pair.login_id != login_id)
         self._unwanted.add(login_id)
 
-    def _is_alive(self, login_id: str) -> bool:
+    def _caller_of(self, login_id: str) -> Caller | None:
+        """Whoever a login stands for, while it lives."""
         login = self._logins.get(login_id)
-        return login is not None and self._accounts.caller_of(login.token_id) is not None
+        return None if login is None else self._accounts.caller_of(login.token_id)
 
     # who is it
 
@@ -366,26 +424,30 @@ class Logins:
         if not pair.used:
             pair.used = True
             self._used.add(pair.id)
-        return self._accounts.caller_of(self._logins[pair.login_id].token_id)
+        return self._caller_of(pair.login_id)
 
     async def authenticate(self, token: Secret, peer: Peer) -> Caller:
         """An access token, or an API token in its place. Raises BadCredentials."""
         return self.find(token) or await self._accounts.authenticate(token, peer)
 
-    async def log_out(self, caller: Caller, refresh: Secret | None) -> None:
+    async def log_out(self, caller: Caller, refresh: Secret | None, peer: Peer) -> None:
         """End the login that a refresh token belongs to; without one every login of the caller's user."""
         if refresh is not None:
             pair = self._by_refresh.get(hash_of(refresh))
-            if pair is not None and self._owner_of(pair.login_id) == caller.owner:
-                self._forget(pair.login_id)
+            over = [] if pair is None or not self._may_end(caller, pair.login_id) else [pair.login_id]
         else:
-            for login_id in [login_id for login_id in self._logins if self._owner_of(login_id) == caller.owner]:
-                self._forget(login_id)
+            over = [login_id for login_id in self._logins if self._may_end(caller, login_id)]
+        for login_id in over:
+            self._forget(login_id)
+        self._note(audit.LoggedOut(who=audit.who_is(caller), peer=str(peer), logins=len(over)))
         await self.flush()
 
-    def _owner_of(self, login_id: str) -> str | None:
-        caller = self._accounts.caller_of(self._logins[login_id].token_id)
-        return None if caller is None else caller.owner
+    def _may_end(self, caller: Caller, login_id: str) -> bool:
+        """A token that only reads may look at another's user: it ends the logins that it approved itself."""
+        other = self._caller_of(login_id)
+        if other is None or other.owner != caller.owner:
+            return False
+        return caller.role is not Role.READ or caller.token_id == other.token_id
 
     def _token_ended(self, token_id: str) -> None:
         for login in [login for login in self._logins.values() if login.token_id == token_id]:

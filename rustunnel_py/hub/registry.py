@@ -236,6 +236,11 @@ class Registry:
         if not tunnel.links and tunnel.record is None:
             tunnel.held_until = now + seconds
 
+    def close_door(self, tunnel: Tunnel) -> None:
+        """No visitor finds an HTTP tunnel any more; those who are in go on, and its address stays taken."""
+        if isinstance(tunnel.address, HttpHost) and self._by_host.get(tunnel.address.host) is tunnel:
+            del self._by_host[tunnel.address.host]
+
     def release(self, tunnel: Tunnel) -> None:
         """The address is free again; visitors that wait are told."""
         if self._by_address.get(tunnel.address) is not tunnel:
@@ -245,7 +250,7 @@ class Registry:
         del self._by_id[tunnel.id]
         match tunnel.address:
             case HttpHost(host):
-                del self._by_host[host]
+                self._by_host.pop(host, None)  # its door may have been closed before
             case TcpPort(port):
                 self._ports.close(port)
             case UdpPort():

@@ -5,32 +5,41 @@ Where a request goes is never said by it: it goes by the link of the tunnel that
 
 from __future__ import annotations
 
+import secrets
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
-from rustunnel_py.errors import BadRequest, Hop, HopError, HttpError
+from rustunnel_py.errors import BadRequest, Hop, HopError, HttpError, Unavailable
 from rustunnel_py.hub.converse import converse
 from rustunnel_py.hub.gate import PASS, Answer, Delay, NeedBody, Pass, Wait, edited
-from rustunnel_py.model.capture import Capture, Difference  # noqa: TC001  (dataclass field types are public)
+from rustunnel_py.hub.under_way import UnderWay
+from rustunnel_py.model.capture import Capture, Difference, difference
 from rustunnel_py.model.redact import masked_names
-from rustunnel_py.model.tunnel import HttpHost
+from rustunnel_py.model.tunnel import HttpHost, Peer
 from rustunnel_py.model.visit import Visit, VisitKind
 from rustunnel_py.wire.http1 import REQUEST_LIMITS, forwarded_lines, judge_request
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rustunnel_py.hub.capture_views import CaptureViews
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.recording import Recording
     from rustunnel_py.hub.registry import Tunnel
-    from rustunnel_py.model.tunnel import Peer
+    from rustunnel_py.hub.rings import Rings
     from rustunnel_py.transport.pump import Pump
     from rustunnel_py.wire.http1 import Headers, RequestHead
 
 TIMES_MAX = 100
+REPLAYS_AT_ONCE = 4  # of one tunnel
 BODY_MAX = 16 * 1024 * 1024  # bytes of an edited body; what a capture has is shorter by far
 ANSWER_SECONDS = 60.0  # for each of them, until the reply is complete
 WAIT_SECONDS = 10.0  # for an agent that is away just now
+
+_NOWHERE = Peer("127.0.0.1", 0)  # a replay comes in by no edge
 
 # The connection's business, not the request's; and the body's length is what the body has.
 _NOT_SENT = frozenset(
@@ -120,6 +129,93 @@ def _judged(method: bytes, path: bytes, headers: Headers, size: int, scheme: str
         return judge_request(b"".join((*lines, b"\r\n")), REQUEST_LIMITS, scheme=scheme)
     except HttpError as error:
         raise BadRequest(f"this request cannot be sent: {error.detail}") from None
+
+
+class Replays:
+    """Those under way, REPLAYS_AT_ONCE of one tunnel."""
+
+    def __init__(self, pump: Pump, rings: Rings, views: CaptureViews) -> None:
+        self._pump = pump
+        self._rings = rings
+        self._views = views
+        self._running: dict[str, int] = {}  # by tunnel
+        self._under_way: dict[Recording, float] = {}  # and when it began
+
+    async def run(
+        self, tunnel: Tunnel, shown: Capture, recording: Recording | None, edit: Edit, times: int
+    ) -> list[Replayed]:
+        """Send `shown` again, `times` in a row; `recording`: what memory has of it. Raises BadRequest, Unavailable."""
+        original = _original(shown, recording)
+        head, body = build(original, edit, tunnel)
+        with self._one_more(tunnel.id):
+            return [await self._one(tunnel, original, shown, head, body) for _ in range(times)]
+
+    def under_way(self, tunnel_id: str) -> list[UnderWay]:
+        """Those of a tunnel that have not ended."""
+        return [
+            UnderWay(recording, arrived, 0)
+            for recording, arrived in self._under_way.items()
+            if recording.ring.tunnel_id == tunnel_id
+        ]
+
+    async def _one(
+        self, tunnel: Tunnel, original: Original, shown: Capture, head: RequestHead, body: bytes
+    ) -> Replayed:
+        visit = visit_for(tunnel, original, secrets.token_hex(16), _NOWHERE, head, trio.current_time())
+        recording = self._rings.watch(tunnel, visit, head)
+        recording.replays(shown.id)
+        tunnel.requests += 1
+        self._under_way[recording] = visit.arrived
+        try:
+            await send(self._pump, tunnel, visit, head, body, recording)
+        finally:
+            del self._under_way[recording]
+        capture = await self._views.view(recording)
+        return Replayed(capture, difference(shown, capture))
+
+    @contextmanager
+    def _one_more(self, tunnel_id: str) -> Iterator[None]:
+        present = self._running.get(tunnel_id, 0)
+        if present >= REPLAYS_AT_ONCE:
+            raise Unavailable("limit", "this tunnel has enough replays under way; try again when one has ended")
+        self._running[tunnel_id] = present + 1
+        try:
+            yield
+        finally:
+            self._running[tunnel_id] -= 1
+            if not self._running[tunnel_id]:
+                del self._running[tunnel_id]
+
+
+def _original(shown: Capture, recording: Recording | None) -> Original:
+    """From memory where that is possible: secrets are as they were."""
+    is_upgrade = shown.status == 101
+    if recording is not None:
+        request = recording.request
+        return Original(
+            shown.id,
+            request.method,
+            request.target,
+            request.block.headers,
+            recording.request_body,
+            recording.is_clipped,
+            is_upgrade or recording.is_upgrade,
+            shown.scheme,
+            shown.visitor,
+            masked=False,
+        )
+    return Original(
+        shown.id,
+        shown.method.encode("latin-1"),
+        shown.path.encode("latin-1"),
+        shown.request_headers,
+        shown.request_body,
+        shown.request_clipped or shown.request_withheld,
+        is_upgrade or any(name.lower() == b"sec-websocket-key" for name, _ in shown.request_headers),
+        shown.scheme,
+        shown.visitor,
+        masked=True,
+    )
 
 
 async def send(pump: Pump, tunnel: Tunnel, visit: Visit, head: RequestHead, body: bytes, recording: Recording) -> None:

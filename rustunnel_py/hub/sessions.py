@@ -1,10 +1,4 @@
-"""An agent's life: authenticate, register, leave; and which address a registration gets.
-
-What an agent asks for is either a name (`subdomain`, `port`) or "any". A wished address is *claimed*: free, held
-for the same owner, or taken over from a holder that is the same agent, that does not answer, or that `take_over`
-pushes aside. "Any" is answered from memory first, so that a random address stays the same over
-reconnects and restarts; a memory never takes an address away from somebody alive.
-"""
+"""An agent's life: authenticate, register, serve, leave. Which address it gets is said by `claims.py`."""
 
 from __future__ import annotations
 
@@ -18,14 +12,12 @@ from typing import Protocol as TypingProtocol
 import structlog
 import trio
 
-from rustunnel_py.errors import LinkLost, NotFound, Reset, StoreError, Unavailable
+from rustunnel_py.errors import LinkLost, NotFound, Reset, Unavailable
 from rustunnel_py.hub import audit
 from rustunnel_py.hub.audit import unheard
-from rustunnel_py.model.names import generated_label, is_reserved_for, judge_label
-from rustunnel_py.model.scope import scope_of
-from rustunnel_py.model.tunnel import Address, HttpHost, Peer, Protocol, TcpPort
+from rustunnel_py.hub.claims import Claims
+from rustunnel_py.model.tunnel import Peer, Protocol
 from rustunnel_py.model.visit import LocalTarget
-from rustunnel_py.store.names import NameKey, Remembered
 from rustunnel_py.store.tunnel_log import LogEntry
 
 if TYPE_CHECKING:
@@ -36,15 +28,12 @@ if TYPE_CHECKING:
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import Registry, TellVisit, Tunnel
     from rustunnel_py.model.access import Caller, Secret
-    from rustunnel_py.model.scope import Scope
     from rustunnel_py.store.names import Names
     from rustunnel_py.store.tunnel_log import TunnelLog
 
 OpenRecord: TypeAlias = "Callable[[Secret], tuple[Caller, Tunnel] | None]"
 WatchTunnel: TypeAlias = "Callable[[Tunnel], TellVisit]"
 
-ANSWER_SECONDS = 2.0  # how long the holder of a contested name may take to answer a ping (design: names)
-TRIES_MAX = 64  # random names within a scope; one like `pr-?` may have few that are free
 GOODBYE_SECONDS = 2.0  # how long telling all agents of the shutdown may take
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -140,14 +129,20 @@ class Sessions:
     ) -> None:
         self._registry = registry
         self._accounts = accounts
-        self._names = names
         self._log = tunnel_log
-        self._reserved = frozenset(label.lower() for label in reserved)
         self._max_tunnels = max_tunnels
         self._hold_seconds = hold_seconds
         self._clock = clock
         self._note = note
-        self._started = clock()
+        self._claims = Claims(
+            registry,
+            names,
+            reserved=reserved,
+            hold_seconds=hold_seconds,
+            clock=clock,
+            take_away=self._take_away,
+            close=self.close_tunnel,
+        )
         self._by_id: dict[str, Session] = {}
         self._openers: list[OpenRecord] = []
         self._watch: WatchTunnel | None = None
@@ -212,7 +207,7 @@ class Sessions:
 
     async def _register(self, session: Session, wish: Wish) -> Tunnel:
         if session.record_tunnel is not None:
-            tunnel = await self._claim_record(session, wish, session.record_tunnel)
+            tunnel = await self._claims.claim_record(session, wish, session.record_tunnel)
             self._attach(session, wish, tunnel)
             return tunnel
         if wish.grouped:
@@ -222,39 +217,15 @@ class Sessions:
                 "limit", f"a session may have {self._max_tunnels} tunnels (limits.max_tunnels_per_session)"
             )
         self._check_token(session.caller, wish.protocol)
-        wished: Address | None
-        match wish.protocol:
-            case Protocol.HTTP | Protocol.HTTPS:
-                wished = None if wish.subdomain is None else self._judged_host(session.caller, wish.subdomain)
-            case Protocol.TCP:
-                wished = None if wish.port is None else self._judged_port(session.caller, wish.port)
-            case Protocol.UDP | Protocol.P2P:
-                raise Unavailable("unsupported", f"{wish.protocol.value} tunnels are not served by this server yet")
+        wished = self._claims.wished(session.caller, wish)
         if wished is not None:
-            tunnel = await self._claim(session, wish, wished)
+            tunnel = await self._claims.claim(session, wish, wished)
         else:
-            tunnel = await self._remembered(session, wish) or self._new(session.caller, wish)
+            tunnel = await self._claims.any(session, wish)
         self._attach(session, wish, tunnel)
         if wished is None:
-            await self._remember(session, wish, tunnel)
+            await self._claims.remember(session, wish, tunnel)
         return tunnel
-
-    def _judged_host(self, caller: Caller, subdomain: str) -> HttpHost:
-        label = judge_label(subdomain)
-        if not caller.is_admin and is_reserved_for(label, self._reserved, caller.scope):
-            raise Unavailable("reserved", f"the name {label} is reserved on this server")
-        address = self._registry.host_of(label)
-        if not may_have(caller, address):
-            raise Unavailable("scope", f"this token may not have the name {label}; its scope is {caller.scope}")
-        return address
-
-    def _judged_port(self, caller: Caller, port: int) -> TcpPort:
-        if not self._registry.in_tcp_range(port):
-            raise Unavailable("malformed", f"port {port} is outside this server's limits.tcp_port_range")
-        address = TcpPort(port)
-        if not may_have(caller, address):
-            raise Unavailable("scope", f"this token may not have port {port}; its scope is {caller.scope}")
-        return address
 
     def _check_token(self, caller: Caller, protocol: Protocol) -> None:
         if not self._accounts.is_live(caller):
@@ -272,58 +243,11 @@ class Sessions:
         if count >= most:
             raise Unavailable("limit", f"this token may have {most} tunnels at a time")
 
-    async def _claim_record(self, session: Session, wish: Wish, tunnel: Tunnel) -> Tunnel:
-        """The record's tunnel, by its own name; its present agent gives way when it is the same one, or silent."""
-        host = tunnel.address
-        label = host.host.partition(".")[0] if isinstance(host, HttpHost) else ""
-        if wish.protocol not in (Protocol.HTTP, Protocol.HTTPS) or (wish.subdomain or "").lower() != label:
-            raise Unavailable("taken", "this secret is for another tunnel")
-        while self._registry.owns(tunnel):
-            holder = tunnel.session
-            if holder is None:
-                return tunnel
-            if holder is session:
-                raise Unavailable("taken", f"{host} is in use by this session")
-            if not self._is_same_agent(holder, session) and await self._answers(holder):
-                raise Unavailable("taken", f"{host} is in use from {holder.peer}")
-            if tunnel.session is holder:
-                self._detach(holder, tunnel, session)
-        raise Unavailable("taken", f"{host} has ended")
-
-    async def _claim(self, session: Session, wish: Wish, address: Address) -> Tunnel:
-        caller = session.caller
-        while (tunnel := self._registry.find(address)) is not None:
-            if tunnel.record is not None:
-                raise Unavailable("taken", f"{address} is in use")
-            if tunnel.owner != caller.owner:
-                if not (wish.take_over and caller.is_admin):
-                    raise Unavailable("taken", f"{address} is in use")
-                self.close_tunnel(tunnel)  # another owner's tunnel keeps nothing: id and captures stay with the owner
-                continue
-            holder = tunnel.session
-            if holder is None:
-                return tunnel  # held for this owner
-            if holder is session:
-                raise Unavailable("taken", f"{address} is in use by this session")
-            if not (wish.take_over or self._is_same_agent(holder, session)) and await self._answers(holder):
-                raise Unavailable("taken", f"{address} is in use from {holder.peer}; --take-over takes it over")
-            if tunnel.session is holder:
-                self._detach(holder, tunnel, session)
-                return tunnel
-        return self._registry.create(address, caller.owner, wish.protocol)
-
-    @staticmethod
-    def _is_same_agent(holder: Session, session: Session) -> bool:
-        return session.instance is not None and holder.instance == session.instance
-
-    @staticmethod
-    async def _answers(holder: Session) -> bool:
-        if holder.agent is None or holder.registering:
-            return True  # may not be pinged now; counts as alive
-        return await holder.agent.answers(ANSWER_SECONDS)
-
-    def _detach(self, holder: Session, tunnel: Tunnel, session: Session) -> None:
-        """Take a tunnel away from a live session; without tunnels left the session ends."""
+    def _take_away(self, tunnel: Tunnel, session: Session) -> None:
+        """From the live session that serves it, for another one; without tunnels left the former ends."""
+        holder = tunnel.session
+        if holder is None:
+            return
         self._log_closed(holder, tunnel)
         holder.tunnels.pop(tunnel.id, None)
         if holder.agent is not None:
@@ -343,82 +267,6 @@ class Sessions:
                 from_session=holder.public_id,
             )
         )
-
-    async def _remembered(self, session: Session, wish: Wish) -> Tunnel | None:
-        if session.caller.anonymous:
-            return None
-        key = _name_key(session, wish)
-        try:
-            memories = await self._names.remembered(key)
-        except StoreError:
-            return None  # a broken disk costs the memory, not the tunnel
-        memories.sort(key=lambda memory: memory.instance != session.instance)
-        for memory in memories:
-            tunnel = await self._recall(session, wish, memory)
-            if tunnel is not None:
-                return tunnel
-        return None
-
-    async def _recall(self, session: Session, wish: Wish, memory: Remembered) -> Tunnel | None:
-        """The remembered address, if nobody else has the better right to it."""
-        foreign = memory.instance is not None and session.instance is not None and memory.instance != session.instance
-        address = self._address_of(wish.protocol, memory.address)
-        if address is None or not may_have(session.caller, address):
-            return None
-        tunnel = self._registry.find(address)
-        if tunnel is None:
-            waiting = foreign and not memory.released and self._clock() < self._started + self._hold_seconds
-            if waiting:
-                return None  # after a restart its last holder comes first, for as long as a hold
-            try:
-                return self._registry.create(address, session.caller.owner, wish.protocol, tunnel_id=memory.tunnel_id)
-            except Unavailable:
-                return None
-        if tunnel.owner != session.caller.owner or tunnel.session is session or tunnel.record is not None:
-            return None
-        holder = tunnel.session
-        if holder is None:
-            return None if foreign else tunnel
-        if not self._is_same_agent(holder, session):
-            if (holder.instance is not None and session.instance is not None) or await self._answers(holder):
-                return None
-            if tunnel.session is not holder:
-                return None
-        self._detach(holder, tunnel, session)
-        return tunnel
-
-    def _address_of(self, protocol: Protocol, text: str) -> Address | None:
-        if protocol is not Protocol.TCP:
-            return self._registry.host_of(text)
-        return TcpPort(int(text)) if self._registry.in_tcp_range(int(text)) else None
-
-    def _new(self, caller: Caller, wish: Wish) -> Tunnel:
-        """A random address, within the token's scope."""
-        scope = scope_of(caller.scope)
-        if wish.protocol is Protocol.TCP:
-            if scope is None:
-                return self._registry.create_tcp(caller.owner)
-            if not scope.ports:
-                raise Unavailable("scope", f"this token may not have a port; its scope is {caller.scope}")
-            return self._registry.create_tcp(caller.owner, allowed=scope.allows_port)
-        host = self._registry.free_host() if scope is None else self._free_host(caller, scope)
-        return self._registry.create(host, caller.owner, wish.protocol)
-
-    def _free_host(self, caller: Caller, scope: Scope) -> HttpHost:
-        """Whichever literal name of the scope is free, else a random one of its form."""
-        labels: list[str | None] = [*scope.literal_labels, *(self._random_label(scope) for _ in range(TRIES_MAX))]
-        for label in labels:
-            try:
-                host = None if label is None else self._judged_host(caller, label)
-            except Unavailable:
-                continue
-            if host is not None and self._registry.find(host) is None:
-                return host
-        raise Unavailable("scope", f"no name within this token's scope is free; its scope is {caller.scope}")
-
-    @staticmethod
-    def _random_label(scope: Scope) -> str | None:
-        return scope.label_from(generated_label(secrets.token_bytes(16)))
 
     def _attach(self, session: Session, wish: Wish, tunnel: Tunnel) -> None:
         agent = session.agent
@@ -465,43 +313,25 @@ class Sessions:
             "tunnel registered", tunnel=tunnel.id, url=self._registry.public_url(tunnel), session=session.public_id
         )
 
-    async def _remember(self, session: Session, wish: Wish, tunnel: Tunnel) -> None:
-        if session.caller.anonymous:
-            return
-        memory = Remembered(
-            address=_memory_text(tunnel.address),
-            tunnel_id=tunnel.id,
-            instance=session.instance,
-            released=False,
-            used_at=datetime.now(UTC),
-        )
-        try:
-            await self._names.remember(_name_key(session, wish), memory)
-        except StoreError:
-            log.warning("a name could not be remembered", address=str(tunnel.address))
-
     async def unregister(self, session: Session, tunnel_id: str) -> bool:
         """The clean end of one of the session's own tunnels; False for any other id."""
         tunnel = session.tunnels.get(tunnel_id)
         if tunnel is None:
             return False
-        await self._free(session, tunnel)
+        if self._free(session, tunnel):
+            await self._claims.let_go(tunnel)
         return True
 
-    async def _free(self, session: Session, tunnel: Tunnel) -> None:
+    def _free(self, session: Session, tunnel: Tunnel) -> bool:
+        """The address is free from now on; True if the store has yet to hear of it."""
         self._end_of_service(session, tunnel)
         if tunnel.record is not None:
             tunnel.session = None
             tunnel.tell = None
-            return
+            return False
         self._registry.release(tunnel)
         log.info("tunnel ended", tunnel=tunnel.id, address=str(tunnel.address))
-        if session.caller.anonymous:
-            return
-        try:
-            await self._names.release(tunnel.owner, _memory_text(tunnel.address))
-        except StoreError:
-            log.warning("the end of a name could not be stored", address=str(tunnel.address))
+        return not session.caller.anonymous
 
     def _end_of_service(self, session: Session, tunnel: Tunnel) -> None:
         self._log_closed(session, tunnel)
@@ -553,14 +383,18 @@ class Sessions:
             return
         session.ended = True
         self._by_id.pop(session.id, None)
+        freed: list[Tunnel] = []  # all addresses first: the store may take longer than the caller waits
         for tunnel in list(session.tunnels.values()):
             if clean or session.agent is None:
-                await self._free(session, tunnel)
+                if self._free(session, tunnel):
+                    freed.append(tunnel)
             else:
                 self._log_closed(session, tunnel)
                 self._registry.hold(tunnel, session.agent.link, self._hold_seconds)
         session.tunnels.clear()
         log.info("agent left", session=session.public_id, clean=clean)
+        for tunnel in freed:
+            await self._claims.let_go(tunnel)
 
     def _token_ended(self, token_id: str) -> None:
         """A token was revoked or has expired: its sessions end at once, their addresses are free."""
@@ -591,27 +425,3 @@ def _both(first: TellVisit | None, second: TellVisit | None) -> TellVisit | None
         second(method, target, status, milliseconds, visit_id)
 
     return tell
-
-
-def may_have(caller: Caller, address: Address) -> bool:
-    """Whether the scope of the caller's token names the address."""
-    scope = scope_of(caller.scope)
-    if scope is None:
-        return True
-    if isinstance(address, HttpHost):
-        return scope.allows_label(address.host.partition(".")[0])
-    return isinstance(address, TcpPort) and scope.allows_port(address.port)
-
-
-def _name_key(session: Session, wish: Wish) -> NameKey:
-    return NameKey(
-        owner=session.caller.owner,
-        machine=session.machine or "",
-        protocol="tcp" if wish.protocol is Protocol.TCP else "http",
-        local_addr=wish.local_addr,
-    )
-
-
-def _memory_text(address: Address) -> str:
-    """A label without the server's domain (which may change), or the port."""
-    return address.host.partition(".")[0] if isinstance(address, HttpHost) else str(address)

@@ -2,9 +2,13 @@
 
 * Once something was posted for a tunnel, that counts, as posted. Else, once it has carried its first visit, what
   the server measures: totals since the tunnel was made, durations from a request's head to the last byte of its reply.
-* History has one point each POINT_SECONDS and tunnel. The request log is what was posted; of a tunnel whose
-  agent posts nothing, the last MEASURED_EVENTS_MAX visits, kept in memory.
-* A visit costs one call and two appends; everything else is done when somebody asks.
+* History has one point each POINT_SECONDS and tunnel. The request log is what was posted; of a tunnel whose agent
+  posts nothing, the visits that its agent served, as an upload that the server makes to itself: once a second, and
+  when somebody asks, the new ones get one instant, the cursor of whoever asks for more. They are written once it is
+  clear that nobody posts (POST_SECONDS), at most ROWS_PER_SECOND; what is more than that is dropped and counted.
+* A visit costs one call and two appends; everything else is done when somebody asks, or once a second.
+
+Instants are whole milliseconds, as they are shown: who sends one back as a cursor must not get the same rows again.
 """
 
 from __future__ import annotations
@@ -28,9 +32,10 @@ from rustunnel_py.model.telemetry import (
     clean_method,
     clean_path,
     clean_region,
+    whole_ms,
 )
 from rustunnel_py.store.instants import utc_now
-from rustunnel_py.store.telemetry import TelemetryBatch
+from rustunnel_py.store.telemetry import REQUESTS_MAX, TelemetryBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -44,11 +49,15 @@ WRITE_SECONDS = 1.0
 PRUNE_SECONDS = 600.0
 REQUESTS_KEPT = timedelta(hours=24)
 POINTS_KEPT = timedelta(days=7)
-MEASURED_EVENTS_MAX = 500  # as many as the inspector keeps in memory
+POST_SECONDS = 10.0  # the CLI's first upload comes 2 s after its agent
+MEASURED_EVENTS_MAX = 500  # of one tunnel in memory, and in one second; as many as the inspector keeps
+UPLOAD_EVENTS = 200  # that get one instant: as many as the CLI sends at a time, and as a page of the log has
+ROWS_PER_SECOND = 1000  # of measured visits, over all tunnels: about 1 % of a core
 PENDING_MAX = 50_000  # rows that wait for a disk that does not answer; past that new ones are dropped and counted
 ERROR_STATUS = 500
 VISITOR_LEFT = 499  # what the edge notes for a visitor who did not wait
 SWITCHED = 101
+MILLISECOND = timedelta(milliseconds=1)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -82,8 +91,11 @@ class Telemetry:
 
     def post(self, tunnel_id: str, region: str | None, metrics: Metrics, events: Iterable[RequestEvent]) -> None:
         """An upload of the tunnel's agent; the tunnel is active and the caller may."""
-        snapshot = Snapshot(tunnel_id, self._now(), clean_region(region), metrics)
+        snapshot = Snapshot(tunnel_id, whole_ms(self._now()), clean_region(region), metrics)
         self._posted[tunnel_id] = snapshot
+        measured = self._measured.get(tunnel_id)
+        if measured is not None:
+            measured.drop_log()  # what it posts has them, too
         self._take_point(snapshot)
         for event in events:
             cleaned = replace(event, method=clean_method(event.method), path=clean_path(event.path))
@@ -94,14 +106,17 @@ class Telemetry:
         """Measure a tunnel from now on: `tell` of `hub.registry.Tunnel`."""
         measured = self._measured.get(tunnel.id)
         if measured is None:
-            measured = self._measured[tunnel.id] = Measured(self._clock, self._now)
+            measured = self._measured[tunnel.id] = Measured(tunnel, self._clock, self._now)
+        measured.attached()
         return measured.visited
 
     def forget(self, tunnel_id: str) -> None:
         """The tunnel has ended; its history stays."""
-        self._posted.pop(tunnel_id, None)
+        posted = self._posted.pop(tunnel_id, None)
         self._points.pop(tunnel_id, None)
-        self._measured.pop(tunnel_id, None)
+        measured = self._measured.pop(tunnel_id, None)
+        if measured is not None and posted is None:
+            self._store(tunnel_id, measured.collect(), MEASURED_EVENTS_MAX)
 
     # what is asked
 
@@ -114,10 +129,7 @@ class Telemetry:
         if posted is not None:
             return posted
         measured = self._measured.get(tunnel_id)
-        tunnel = self._registry.get(tunnel_id)
-        if measured is None or tunnel is None:
-            return None
-        return measured.snapshot(tunnel, self._region)
+        return None if measured is None else measured.snapshot(self._region)
 
     async def points(self, tunnel_id: str, first: datetime, last: datetime) -> list[MetricsPoint]:
         """Oldest first. Raises StoreError."""
@@ -127,12 +139,17 @@ class Telemetry:
     async def requests(self, tunnel_id: str, after: datetime | None, limit: int) -> list[LoggedRequest]:
         """After an instant: oldest first; without one: newest first. Raises StoreError."""
         measured = self._measured.get(tunnel_id)
-        if measured is not None and tunnel_id not in self._posted:
-            return measured.logged(after, limit)
+        waiting = [] if measured is None or tunnel_id in self._posted else list(measured.collect())
         await self.flush()
         if after is None:
-            return await self._book.newest_requests(tunnel_id, limit)
-        return await self._book.requests_after(tunnel_id, after, limit)
+            stored = await self._book.newest_requests(tunnel_id, limit)
+            if stored:  # some may have been written meanwhile
+                waiting = [logged for logged in waiting if logged.ingested_at > stored[0].ingested_at]
+            return (waiting[::-1] + stored)[:limit]
+        stored = await self._book.requests_after(tunnel_id, after, limit + 1)
+        known = stored[-1].ingested_at if stored else after
+        found = stored + [logged for logged in waiting if logged.ingested_at > known]
+        return found if len(found) <= limit else _whole_uploads(found, limit)
 
     # housekeeping
 
@@ -148,13 +165,29 @@ class Telemetry:
             await self.flush()
 
     def _look_around(self) -> None:
+        rows: dict[str, Measured] = {}
         for tunnel_id in list(self._measured.keys() | self._posted.keys()):
-            if self._registry.get(tunnel_id) is None:
+            tunnel = self._registry.get(tunnel_id)
+            if tunnel is None:
                 self.forget(tunnel_id)
             elif tunnel_id not in self._posted:
                 snapshot = self._snapshot(tunnel_id)
-                if snapshot is not None:
+                if snapshot is not None and tunnel.links:  # a frozen one would be the same point again
                     self._take_point(snapshot)
+                measured = self._measured[tunnel_id]
+                if measured.collect() and measured.is_unposted:
+                    rows[tunnel_id] = measured
+        for tunnel_id, measured in rows.items():
+            self._store(tunnel_id, measured.collect(), max(1, ROWS_PER_SECOND // len(rows)))
+
+    def _store(self, tunnel_id: str, logged: deque[LoggedRequest], most: int) -> None:
+        """The newest `most` of a measured log are to be written."""
+        excess = max(0, len(logged) - most)
+        self.dropped += excess
+        for number, one in enumerate(logged):
+            if number >= excess and self._has_room():
+                self._pending.requests.append((tunnel_id, one))
+        logged.clear()
 
     def _take_point(self, snapshot: Snapshot) -> None:
         now = self._clock()
@@ -209,7 +242,7 @@ class Telemetry:
         self._pruned = now
         wall = self._now()
         try:
-            await self._book.prune(wall - REQUESTS_KEPT, wall - POINTS_KEPT)
+            await self._book.prune(wall - REQUESTS_KEPT, wall - POINTS_KEPT, REQUESTS_MAX)
         except StoreError as error:
             log.warning("old telemetry could not be forgotten", error=str(error))
 
@@ -217,27 +250,58 @@ class Telemetry:
 class Measured:
     """What the server sees of one tunnel's visits by itself."""
 
-    __slots__ = ("_clock", "_events", "_frozen", "_left", "_now", "_samples")
+    __slots__ = (
+        "_body_bytes",
+        "_clock",
+        "_events",
+        "_frozen",
+        "_instant",
+        "_left",
+        "_log",
+        "_now",
+        "_passed",
+        "_quiet_since",
+        "_samples",
+        "_tunnel",
+    )
 
-    def __init__(self, clock: Callable[[], float], now: Callable[[], datetime]) -> None:
+    def __init__(self, tunnel: Tunnel, clock: Callable[[], float], now: Callable[[], datetime]) -> None:
+        self._tunnel = tunnel
         self._clock = clock
         self._now = now
+        self._quiet_since = clock()
         self._samples = Samples()
-        self._events: deque[tuple[float, bytes, bytes, int, float]] = deque(maxlen=MEASURED_EVENTS_MAX)
+        self._events: deque[tuple[float, bytes, bytes, int, float, int]] = deque(maxlen=MEASURED_EVENTS_MAX)
+        self._log: deque[LoggedRequest] = deque(maxlen=MEASURED_EVENTS_MAX)  # with their instant, not written yet
+        self._instant: datetime | None = None  # of the newest in the log, ever
         self._frozen: Snapshot | None = None  # the last one while an agent was there
         self._left = 0  # visitors who did not wait for their reply
+        self._passed = 0  # the tally's bytes when the last visit had ended
+        self._body_bytes = 0  # of replies; what passed after an upgrade is none
+
+    def attached(self) -> None:
+        """An agent came: what passed without one is not its visits'."""
+        self._passed = self._tunnel.tally.bytes_out
 
     def visited(self, method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
-        """One visit has ended: what `Tunnel.tell` calls. Status 0: it was cut before it had one."""
+        """One visit has ended: what `Tunnel.tell` calls, right after the tally. Status 0: it was cut before it had one.
+
+        So the size of its reply is what the tally has gained.
+        """
         ended = self._clock()
+        passed = self._tunnel.tally.bytes_out
+        size = passed - self._passed
+        self._passed = passed
         if status == VISITOR_LEFT:
             self._left += 1
         if status != SWITCHED:  # how long a WebSocket was open says nothing of how quick its service is
             self._samples.add(ended - milliseconds / 1000.0, milliseconds)
-        self._events.append((ended, method, target, status, milliseconds))
+            self._body_bytes += size
+        self._events.append((ended, method, target, status, milliseconds, size))
 
-    def snapshot(self, tunnel: Tunnel, region: str | None) -> Snapshot | None:
+    def snapshot(self, region: str | None) -> Snapshot | None:
         """None before the first visit; frozen while no agent is attached."""
+        tunnel = self._tunnel
         if not tunnel.requests:
             return None
         if not tunnel.links and self._frozen is not None:
@@ -254,31 +318,59 @@ class Measured:
             p90_ms=p90,
             requests=ended,
             errors=tally.statuses[0] + sum(tally.statuses[5:]) + self._left,
-            bytes=tally.bytes_out,
+            bytes=self._body_bytes,
         )
-        self._frozen = Snapshot(tunnel.id, self._now(), region, metrics)
+        self._frozen = Snapshot(tunnel.id, whole_ms(self._now()), region, metrics)
         return self._frozen
 
-    def logged(self, after: datetime | None, limit: int) -> list[LoggedRequest]:
-        noon = self._now() - timedelta(seconds=self._clock())  # where the monotonic clock is 0, on the wall
-        found = [
-            _logged(noon + timedelta(seconds=ended), method, target, status, milliseconds)
-            for ended, method, target, status, milliseconds in self._events
-        ]
-        if after is not None:
-            return [logged for logged in found if logged.ingested_at > after][:limit]
-        return found[::-1][:limit]
+    # the log
+
+    @property
+    def is_unposted(self) -> bool:
+        """Its agent would have posted something by now."""
+        return self._clock() - self._quiet_since >= POST_SECONDS
+
+    def drop_log(self) -> None:
+        self._events.clear()
+        self._log.clear()
+        self._quiet_since = self._clock()
+
+    def collect(self) -> deque[LoggedRequest]:
+        """The log as far as it is not written; visits that ended since the last call get their instant."""
+        if self._events:
+            now = self._now()
+            noon = now - timedelta(seconds=self._clock())  # where the monotonic clock is 0, on the wall
+            at = whole_ms(now)
+            for number, (ended, method, target, status, milliseconds, size) in enumerate(self._events):
+                if number % UPLOAD_EVENTS == 0:
+                    at = at if self._instant is None or at > self._instant else self._instant + MILLISECOND
+                    self._instant = at
+                wall = noon + timedelta(seconds=ended)
+                self._log.append(_logged(at, wall, method, target, status, milliseconds, size))
+            self._events.clear()
+        return self._log
 
 
-def _logged(ended: datetime, method: bytes, target: bytes, status: int, milliseconds: float) -> LoggedRequest:
+def _logged(
+    at: datetime, ended: datetime, method: bytes, target: bytes, status: int, milliseconds: float, size: int
+) -> LoggedRequest:
     event = RequestEvent(
         started_at=ended - timedelta(milliseconds=milliseconds),
         method=clean_method(method.decode("latin-1")),
         path=clean_path(target.decode("latin-1")),
         status=status if status >= 100 else VISITOR_LEFT,
         duration_ms=milliseconds,
-        response_bytes=None,
+        response_bytes=None if status == SWITCHED else size,  # the contract counts none of a WebSocket
         error=status >= ERROR_STATUS or status < 100 or status == VISITOR_LEFT,
         is_websocket=status == SWITCHED,
     )
-    return LoggedRequest(ended, event)
+    return LoggedRequest(at, event)
+
+
+def _whole_uploads(found: list[LoggedRequest], limit: int) -> list[LoggedRequest]:
+    """At most `limit`, and no upload in parts where that can be: its events have one instant, which is the cursor of
+    whoever asks for more."""
+    page = found[:limit]
+    cut_off = found[limit].ingested_at
+    whole = [logged for logged in page if logged.ingested_at != cut_off]
+    return whole or page

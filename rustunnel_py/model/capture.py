@@ -87,6 +87,11 @@ class Capture:
     pinned: bool = False
 
     @property
+    def is_open(self) -> bool:
+        """It has not ended: this is what there is of it so far, without a number, and `status` 0 before a reply."""
+        return not self.seq
+
+    @property
     def host(self) -> str:
         """The Host of the request, as it came."""
         return next((value.decode("latin-1") for name, value in self.request_headers if name.lower() == b"host"), "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import parse_qsl
@@ -171,7 +172,7 @@ def entry_of(capture: Capture, base_url: str) -> bytes:
     wait = capture.first_byte_ms if capture.first_byte_ms is not None else capture.duration_ms
     queued = capture.queue_ms or 0.0
     entry = HarEntry(
-        started=f"{started:%Y-%m-%dT%H:%M:%S}.{started.microsecond // 1000:03d}Z",
+        started=started.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z",
         time=_ms(capture.duration_ms),
         request=HarRequest(
             method=capture.method,
@@ -268,8 +269,14 @@ def read(data: bytes, now: datetime) -> list[Capture]:
         except msgspec.ValidationError:
             har = msgspec.convert(_whole(msgspec.json.decode(data)), HarFile)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise BadRequest(f"the body is no HAR file: {str(error)[:200]}") from None
+        told = re.sub(r"^Expected `str` matching regex .*(?= - at )", "Not in the form that is wanted", str(error))
+        raise BadRequest(f"the body is no HAR file: {told[:200]}") from None
     return [_capture(entry, now) for entry in har.log.entries]
+
+
+def can_be_url(text: str) -> bool:
+    """Whether `read` takes it for the URL of a request."""
+    return re.match(_URL, text) is not None
 
 
 def _whole(value: Any) -> Any:

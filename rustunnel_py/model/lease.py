@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rustunnel_py.errors import Unavailable
+from rustunnel_py.model.telemetry import BLANKS
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -90,7 +91,7 @@ class Listed:
 
 def judge_slug(wish: str) -> str:
     """The label of a wished slug; blanks around it do not count. Raises Unavailable("malformed")."""
-    slug = wish.strip()
+    slug = wish.strip(BLANKS)
     if not _SLUG.fullmatch(slug):
         raise Unavailable(
             "malformed",

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+# What JavaScript's `trim` takes away (ECMA-262, white space and line terminators); not quite what Python's does.
+BLANKS = (
+    "\t\n\v\f\r \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029"
+    "\u202f\u205f\u3000\ufeff"
+)
 SHORT_SECONDS = 60.0
 LONG_SECONDS = 300.0
 SAMPLES_MAX = 4096  # 32 KiB a tunnel; of more requests in five minutes the newest are looked at
@@ -126,12 +131,13 @@ def nearest_rank(ordered: Sequence[float], quantile: float) -> float | None:
 
 def clean_region(region: str | None) -> str | None:
     """Trimmed, cut to 16 characters, upper case; None where nothing is left."""
-    cut = (region or "").strip()[:REGION_MAX].upper()
+    cut = (region or "").strip(BLANKS)[:REGION_MAX].upper()
     return cut or None
 
 
 def clean_path(path: str) -> str:
-    """Without query and fragment, with a leading slash, at most 512 characters."""
+    """Without blanks around it, query and fragment, with a leading slash, at most 512 characters."""
+    path = path.strip(BLANKS)
     for mark in "?#":
         path = path.partition(mark)[0]
     if not path.startswith("/"):
@@ -140,4 +146,9 @@ def clean_path(path: str) -> str:
 
 
 def clean_method(method: str) -> str:
-    return method.strip().upper()[:METHOD_MAX]
+    return method.strip(BLANKS).upper()[:METHOD_MAX]
+
+
+def whole_ms(instant: datetime) -> datetime:
+    """As instants are shown."""
+    return instant.replace(microsecond=instant.microsecond // 1000 * 1000)

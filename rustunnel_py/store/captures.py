@@ -17,12 +17,15 @@ from rustunnel_py.model.tunnel import Peer
 from rustunnel_py.store.instants import from_micros, to_micros
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from rustunnel_py.store.database import Database, Row, Transaction
 
-ROWS_A_STATEMENT = 64  # of 15 values each: SQLite takes 32 766, and parsing grows with it
+# Of 15 values each: SQLite takes 32 766, and parsing grows with them. The connection keeps each statement, and each
+# statement the values of its last use: so there are three, and only that for a single row ever has large values.
+ROWS_A_STATEMENT = (64, 8, 1)
+JOINED_BYTES_MAX = 8192  # of a row that shares its statement
 ROWS_A_TRANSACTION = 512  # the disk has a turn in between, and so have the others
 ROW_OVERHEAD = 200  # bytes that a row costs besides its blobs, with its places in the indexes
 PRUNED_AT_ONCE = 500  # rows a step
@@ -35,6 +38,7 @@ _COLUMNS = (
 )
 _WIDTH = 15
 _ROW = f"({', '.join('?' * _WIDTH)})"
+_SIZE = 3  # its place in a row
 
 
 class _Facts(msgspec.Struct, array_like=True, omit_defaults=True, gc=False):
@@ -382,12 +386,23 @@ def _rows_for(share: Share, surplus: int) -> int:
 
 
 async def _insert(transaction: Transaction, rows: list[list[Any]]) -> None:
-    for at in range(0, len(rows), ROWS_A_STATEMENT):
-        some = rows[at : at + ROWS_A_STATEMENT]
+    for some in _statements(rows):
         await transaction.execute(
             f"INSERT OR IGNORE INTO captures ({_COLUMNS}) VALUES {', '.join([_ROW] * len(some))}",
             [value for row in some for value in row],
         )
+
+
+def _statements(rows: list[list[Any]]) -> Iterator[list[list[Any]]]:
+    small = [row for row in rows if row[_SIZE] <= JOINED_BYTES_MAX]
+    at = 0
+    for count in ROWS_A_STATEMENT:
+        while len(small) - at >= count:
+            yield small[at : at + count]
+            at += count
+    for row in rows:
+        if row[_SIZE] > JOINED_BYTES_MAX:
+            yield [row]
 
 
 def _conditions(wanted: Filter) -> tuple[str, tuple[object, ...]]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rustunnel_py.store.database import Database, Row, Transaction
 
 POINTS_MAX = 5000  # of one answer
+REQUESTS_MAX = 1_000_000  # rows of the log in all, about 150 MiB: ten requests a second for its 24 hours
+PRUNE_STEP = 5000  # rows in one transaction: what else waits for the file waits no longer than for a batch of captures
 
 _EVENT_COLUMNS = "ingested_at, started_at, method, path, status, duration_ms, response_bytes, error, is_websocket"
 
@@ -60,14 +62,33 @@ class TelemetryBook:
 
         await self._database.write(work)
 
-    async def prune(self, requests_before: datetime, points_before: datetime) -> None:
-        """Forget what is older. Raises StoreError."""
+    async def prune(self, requests_before: datetime, points_before: datetime, requests_max: int) -> None:
+        """Forget what is older, and the oldest of more than `requests_max` requests; in steps. Raises StoreError."""
+        while await self._prune_step(to_micros(requests_before), to_micros(points_before), requests_max):
+            pass
 
-        async def work(transaction: Transaction) -> None:
-            await transaction.execute("DELETE FROM request_log WHERE ingested_at < ?", (to_micros(requests_before),))
-            await transaction.execute("DELETE FROM metrics_points WHERE captured_at < ?", (to_micros(points_before),))
+    async def _prune_step(self, requests_before: int, points_before: int, requests_max: int) -> bool:
+        """Whether there may be more."""
 
-        await self._database.write(work)
+        async def work(transaction: Transaction) -> int:
+            return max(
+                await transaction.execute(
+                    "DELETE FROM request_log WHERE seq IN (SELECT seq FROM request_log WHERE ingested_at < ? LIMIT ?)",
+                    (requests_before, PRUNE_STEP),
+                ),
+                await transaction.execute(
+                    "DELETE FROM request_log WHERE seq IN (SELECT seq FROM request_log"
+                    " WHERE seq <= (SELECT max(seq) FROM request_log) - ? ORDER BY seq LIMIT ?)",
+                    (requests_max, PRUNE_STEP),
+                ),
+                await transaction.execute(
+                    "DELETE FROM metrics_points WHERE seq IN (SELECT seq FROM metrics_points"
+                    " WHERE captured_at < ? LIMIT ?)",
+                    (points_before, PRUNE_STEP),
+                ),
+            )
+
+        return await self._database.write(work) >= PRUNE_STEP
 
     async def points(self, tunnel_id: str, first: datetime, last: datetime) -> list[MetricsPoint]:
         """Oldest first, both ends included, at most POINTS_MAX. Raises StoreError."""
@@ -84,10 +105,9 @@ class TelemetryBook:
 
     async def requests_after(self, tunnel_id: str, after: datetime, limit: int) -> list[LoggedRequest]:
         """Oldest first; `after` itself is not included. Raises StoreError."""
-        found = await self._requests(
-            "tunnel_id = ? AND ingested_at > ? ORDER BY ingested_at, seq", (tunnel_id, to_micros(after)), limit + 1
+        return await self._requests(
+            "tunnel_id = ? AND ingested_at > ? ORDER BY ingested_at, seq", (tunnel_id, to_micros(after)), limit
         )
-        return found if len(found) <= limit else _whole_uploads(found, limit)
 
     async def newest_requests(self, tunnel_id: str, limit: int) -> list[LoggedRequest]:
         """Newest first. Raises StoreError."""
@@ -100,15 +120,6 @@ class TelemetryBook:
             )
 
         return [_logged(row) for row in await self._database.read(work)]
-
-
-def _whole_uploads(found: list[LoggedRequest], limit: int) -> list[LoggedRequest]:
-    """At most `limit`, and no upload in parts where that can be: its events have one instant, which is the cursor of
-    whoever asks for more."""
-    page = found[:limit]
-    cut_off = found[limit].ingested_at
-    whole = [logged for logged in page if logged.ingested_at != cut_off]
-    return whole or page
 
 
 def _values(logged: LoggedRequest) -> tuple[object, ...]:

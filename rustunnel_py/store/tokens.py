@@ -26,15 +26,19 @@ if TYPE_CHECKING:
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _COLUMNS = (
-    "id, hash, label, user_id, scope, role, created_at, expires_at, last_used_at, max_tunnels, protocols, tunnel_count"
+    "id, hash, label, user_id, scope, role, created_at, expires_at, last_used_at, max_tunnels, protocols, tunnel_count,"
+    " reads"
 )
+
+READS_ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One API token without its secret: `hash` is the SHA-256 of that, in hex. `owner` is the token's own user.
+    """One API token without its secret: `hash` is the SHA-256 of that, in hex. `owner` is the user it acts for.
 
-    `max_tunnels` and `protocols` None: as many and as any as the server allows.
+    `max_tunnels` and `protocols` None: as many and as any as the server allows. `reads` None: its user is its own;
+    else that of the token with this id, or of the admin token (READS_ADMIN).
     """
 
     id: str
@@ -49,6 +53,7 @@ class Token:
     max_tunnels: int | None = None
     protocols: tuple[str, ...] | None = None
     tunnel_count: int = 0
+    reads: str | None = None
 
 
 class Tokens:
@@ -82,13 +87,14 @@ class Tokens:
         return None if token_hash is None else self._by_hash[token_hash]
 
     async def create(self, token: Token) -> None:
-        """Keep a new token and make its user. It is durable when this returns. Raises StoreError."""
+        """Keep a new token, and its user if that is its own. Durable when this returns. Raises StoreError."""
 
         async def work(transaction: Transaction) -> None:
             created_at = to_micros(token.created_at)
-            await add_user(transaction, token.owner, token.label, "member", created_at)
+            if token.reads is None:
+                await add_user(transaction, token.owner, token.label, "member", created_at)
             await transaction.execute(
-                f"INSERT INTO tokens ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(token)
+                f"INSERT INTO tokens ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", _row(token)
             )
 
         with trio.CancelScope(shield=True):  # a caller that leaves must not part memory from database
@@ -169,11 +175,12 @@ def _row(token: Token) -> tuple[object, ...]:
         token.max_tunnels,
         None if token.protocols is None else ",".join(token.protocols),
         token.tunnel_count,
+        token.reads,
     )
 
 
 def _token(row: Row) -> Token:
-    (token_id, token_hash, label, owner, scope, role, created, expires, last_used, most, protocols, count) = row
+    (token_id, token_hash, label, owner, scope, role, created, expires, last_used, most, protocols, count, reads) = row
     return Token(
         id=token_id,
         hash=token_hash,
@@ -187,4 +194,5 @@ def _token(row: Row) -> Token:
         max_tunnels=most,
         protocols=None if protocols is None else tuple(protocols.split(",")),
         tunnel_count=count,
+        reads=reads,
     )

@@ -1,4 +1,4 @@
-"""The history of registrations: one row each, written in batches so that no agent waits for the disk.
+"""The history of registrations: one row each, written in batches (`batch.py`) so that no agent waits for the disk.
 
 A crash leaves rows open; the next start closes them with the last time a server was seen alive, which is
 written with every batch and every HEARTBEAT_SECONDS while tunnels are open.
@@ -6,14 +6,13 @@ written with every batch and every HEARTBEAT_SECONDS while tunnels are open.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-import structlog
 import trio
 
-from rustunnel_py.errors import StoreError
+from rustunnel_py.store import batch
+from rustunnel_py.store.batch import Batch
 from rustunnel_py.store.instants import from_micros, from_micros_or_none, to_micros
 
 if TYPE_CHECKING:
@@ -22,12 +21,7 @@ if TYPE_CHECKING:
 
     from rustunnel_py.store.database import Database, Row, Transaction
 
-WRITE_SECONDS = 1.0  # a row is durable that long after its event at the latest
 HEARTBEAT_SECONDS = 10.0  # how far off the end of a crashed server's rows may be; a write costs the disk a sync
-PRUNED_AT_ONCE = 500  # rows a transaction, some milliseconds
-PENDING_MAX = 10_000  # events that wait for a disk that does not answer; then the oldest are dropped and counted
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _COLUMNS = "id, tunnel_id, owner, protocol, label, session_id, token_id, token_label, registered_at, unregistered_at"
 
@@ -63,83 +57,43 @@ class TunnelLog:
     def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
         self._database = database
         self._now = now
-        self._pending: deque[_Event] = deque()
+        self._batch: Batch[_Event] = Batch("the tunnel log", self._write, due=self._is_beat_due)
         self._open: set[str] = set()
-        self._writing = trio.Lock()
         self._beaten: float | None = None
-        self._failing = False
-        self.dropped = 0
+        self.run = self._batch.run
+        self.flush = self._batch.flush
+
+    @property
+    def dropped(self) -> int:
+        return self._batch.dropped
 
     @property
     def waiting(self) -> int:
         """Events that are not written yet."""
-        return len(self._pending)
+        return len(self._batch)
 
     def opened(self, entry: LogEntry) -> None:
         self._open.add(entry.id)
-        self._append(entry)
+        self._batch.append(entry)
 
     def closed(self, entry_id: str, at: datetime) -> None:
         self._open.discard(entry_id)
-        self._append(_Closing(entry_id, at))
-
-    def _append(self, event: _Event) -> None:
-        if len(self._pending) >= PENDING_MAX:
-            self._pending.popleft()
-            self.dropped += 1
-        self._pending.append(event)
-
-    async def run(self) -> None:
-        """Write what has come together, once a second; once more when cancelled."""
-        try:
-            while True:
-                await self.flush()
-                await trio.sleep(WRITE_SECONDS)
-        finally:
-            await self.flush()
-
-    async def flush(self) -> None:
-        """Write the batch now. What cannot be written is kept for the next time, within PENDING_MAX.
-
-        Shielded: once events have left the batch, somebody must see how their transaction ends.
-        """
-        with trio.CancelScope(shield=True):
-            async with self._writing:
-                if self._pending or self._is_beat_due():
-                    await self._write()
+        self._batch.append(_Closing(entry_id, at))
 
     def _is_beat_due(self) -> bool:
         if not self._open:
             return False
         return self._beaten is None or trio.current_time() >= self._beaten + HEARTBEAT_SECONDS
 
-    async def _write(self) -> None:
-        batch = list(self._pending)
-        self._pending.clear()
+    async def _write(self, events: list[_Event]) -> None:
         last_seen = to_micros(self._now())
 
         async def work(transaction: Transaction) -> None:
-            await _write_events(transaction, batch)
+            await _write_events(transaction, events)
             await transaction.execute("INSERT OR REPLACE INTO heartbeat (one, last_seen) VALUES (1, ?)", (last_seen,))
 
-        try:
-            await self._database.write(work)
-        except StoreError as error:
-            self._put_back(batch)
-            if not self._failing:
-                log.error("the tunnel log cannot be written; it is kept in memory", error=str(error))
-            self._failing = True
-        else:
-            if self._failing:
-                log.info("the tunnel log is written again", dropped=self.dropped)
-            self._failing = False
-            self._beaten = trio.current_time()
-
-    def _put_back(self, batch: list[_Event]) -> None:
-        room = max(0, PENDING_MAX - len(self._pending))
-        kept = batch[len(batch) - room :] if room < len(batch) else batch
-        self.dropped += len(batch) - len(kept)
-        self._pending.extendleft(reversed(kept))
+        await self._database.write(work)
+        self._beaten = trio.current_time()
 
     async def close_leftovers(self) -> None:
         """At start: end what a crash left open, when a server was last seen. Raises StoreError."""
@@ -166,7 +120,7 @@ class TunnelLog:
                 gone = await transaction.execute(
                     "DELETE FROM tunnel_log WHERE seq IN"
                     " (SELECT seq FROM tunnel_log WHERE unregistered_at < ? ORDER BY unregistered_at LIMIT ?)",
-                    (micros, PRUNED_AT_ONCE),
+                    (micros, batch.PRUNED_AT_ONCE),
                 )
             if gone == 0 and keep is not None:
                 # Rows only go from the old end, so the numbers between the ends tell how many there are at most.
@@ -176,7 +130,7 @@ class TunnelLog:
                     gone = await transaction.execute(
                         "DELETE FROM tunnel_log WHERE seq IN (SELECT seq FROM tunnel_log"
                         " WHERE seq <= ? AND unregistered_at IS NOT NULL ORDER BY seq LIMIT ?)",
-                        (last - keep, PRUNED_AT_ONCE),
+                        (last - keep, batch.PRUNED_AT_ONCE),
                     )
             return gone
 
@@ -205,6 +159,18 @@ class TunnelLog:
 
         total, rows = await self._database.read(work)
         return total, [_entry(row) for row in rows]
+
+    async def owner_of(self, tunnel_id: str) -> str | None:
+        """Whose a tunnel is or was, as far back as registrations are kept. Raises StoreError."""
+        await self.flush()
+
+        async def work(transaction: Transaction) -> Row | None:
+            return await transaction.fetch_one(
+                "SELECT owner FROM tunnel_log WHERE tunnel_id = ? ORDER BY seq DESC LIMIT 1", (tunnel_id,)
+            )
+
+        row = await self._database.read(work)
+        return None if row is None else str(row[0])
 
 
 async def _write_events(transaction: Transaction, events: list[_Event]) -> None:

@@ -26,6 +26,7 @@ from rustunnel_py.wire.reply import (
     websocket_accept,
 )
 from rustunnel_py.wire.request import (
+    BlockMemory,
     RequestBlock,
     RequestHead,
     find_head_end,
@@ -39,6 +40,7 @@ __all__ = [
     "REPLY_LIMITS",
     "REQUEST_LIMITS",
     "UNTIL_CLOSE",
+    "BlockMemory",
     "BodyReader",
     "BodySink",
     "HeadLimits",

@@ -37,7 +37,7 @@ _SWITCHING = (b"upgrade", b"connection", b"sec-websocket-accept")
 
 
 class ReplyHead:
-    """A reply's head, judged in the light of the request's method. Immutable after construction."""
+    """A reply's head, judged in the light of the request's method. Immutable after construction, but for `rendered`."""
 
     __slots__ = (
         "body",
@@ -50,6 +50,7 @@ class ReplyHead:
         "minor",
         "owns_connection",
         "reason",
+        "rendered",
         "status",
     )
 
@@ -71,6 +72,8 @@ class ReplyHead:
     owns_connection: bool
     """`WWW-Authenticate: NTLM` or `Negotiate`: from now on the stream belongs to one visitor."""
     reason: bytes
+    rendered: tuple[int, bytes] | None
+    """The commonest rendering, by its framing; kept by `render_reply`, since the heads of a service repeat."""
     status: int
 
     def __repr__(self) -> str:
@@ -114,6 +117,7 @@ def _judge_reply(head: bytes, method: bytes, limits: HeadLimits, upgrade: bool) 
     reply.reason = reason
     reply.keep_alive_timeout = None
     reply.owns_connection = False
+    reply.rendered = None
     if status == 101 and not upgrade:
         raise HttpError(502, "unasked-upgrade", "A 101 that nobody asked for.")
     fields = read_fields(head[match.end() :], limits)
@@ -186,6 +190,9 @@ def render_reply(head: ReplyHead, *, body: int, minor: int, close: bool, extra: 
     A reply without a body (HEAD, 304) keeps the length that it says. Nothing is invented: no Date, no Server.
     UNTIL_CLOSE needs `close`. A 1xx has neither framing nor, but for 101, Connection.
     """
+    is_common = minor == 1 and not close and not extra
+    if is_common and head.rendered is not None and head.rendered[0] == body:
+        return head.rendered[1]
     status = head.status
     if status < 200:
         tail = UPGRADE_LINES if status == 101 else b""
@@ -195,7 +202,10 @@ def render_reply(head: ReplyHead, *, body: int, minor: int, close: bool, extra: 
             tail += b"Connection: close\r\n"
         elif minor == 0:
             tail += b"Connection: keep-alive\r\n"
-    return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (status, head.reason, head.forward, tail, extra)
+    rendered = b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (status, head.reason, head.forward, tail, extra)
+    if is_common:
+        head.rendered = body, rendered
+    return rendered
 
 
 def _reply_framing_lines(head: ReplyHead, body: int, minor: int) -> bytes:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 METHOD_MAX = 64
 # RFC 9112 §2.2: a CRLF after a body is an old habit, more than a few is a flood (H66).
 LEADING_EMPTY_LINES = 4
+# Of header blocks twice so many, of one to three KiB with what was made of them; longer ones come from few.
+REMEMBERED = 512
+REMEMBERED_BYTES = 1024
 
 _REQUEST_LINE = re.compile(rb"([" + TCHAR + rb"]{1,64}+) (/[!\"$-~]*+) HTTP/1\.([01])\r\n")
 _TARGET = re.compile(rb"[!\"$-~]++")
@@ -213,6 +216,32 @@ def _websocket_refusal(option: bool, keys: list[bytes], versions: list[bytes], b
     return None
 
 
+class BlockMemory:
+    """Header blocks that were judged lately, by their bytes: clients say the same again on their next connection.
+
+    The older half is forgotten when the newer one is full, so what is asked for stays.
+    """
+
+    __slots__ = ("_newer", "_older")
+
+    def __init__(self) -> None:
+        self._newer: dict[bytes, RequestBlock] = {}
+        self._older: dict[bytes, RequestBlock] = {}
+
+    def judge(self, raw: bytes, limits: HeadLimits) -> RequestBlock:
+        """The block of `raw`, judged now or remembered. Raises HttpError."""
+        newer = self._newer
+        block = newer.get(raw)
+        if block is None:
+            block = self._older.get(raw) or RequestBlock(raw, limits)
+            if len(raw) <= REMEMBERED_BYTES:
+                if len(newer) >= REMEMBERED:
+                    self._older = newer
+                    newer = self._newer = {}
+                newer[raw] = block
+        return block
+
+
 class RequestHead(NamedTuple):
     """A request's head, judged. `target` is in origin form (`/path?query`, bytes unchanged) or `*`."""
 
@@ -304,13 +333,18 @@ def _too_long(head: bytes | bytearray, limits: HeadLimits) -> HttpError:
 
 
 def judge_request(
-    head: Buffer, limits: HeadLimits, last: RequestBlock | None = None, *, scheme: str = "http"
+    head: Buffer,
+    limits: HeadLimits,
+    last: RequestBlock | None = None,
+    *,
+    memory: BlockMemory | None = None,
+    scheme: str = "http",
 ) -> RequestHead:
     """Judge one complete request head (start line and header lines, with the final empty line).
 
     Strict on everything in reliability.md H01–H45, H52–H59: raises HttpError with the status and reason code. `last` is
-    the connection's remembered block: where its bytes are equal only the request line is judged. `scheme` is the edge's
-    own, the only one that an absolute target may have.
+    the connection's remembered block: where its bytes are equal only the request line is judged. `memory` is what other
+    connections of the edge said. `scheme` is the edge's own, the only one that an absolute target may have.
     """
     if isinstance(head, memoryview):
         head = bytes(head)
@@ -329,7 +363,8 @@ def judge_request(
     if last is not None and len(head) - start == len(last.raw) and head.endswith(last.raw):
         block = last
     else:
-        block = RequestBlock(bytes(head[start:]), limits)
+        raw = bytes(head[start:])
+        block = RequestBlock(raw, limits) if memory is None else memory.judge(raw, limits)
     if digit == b"1":
         minor = 1
         if block.delicate or authority is not None or method in _REFUSED_METHODS:

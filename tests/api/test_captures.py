@@ -323,6 +323,19 @@ async def test_har_there_and_back(bench: ApiBench, tunnel: Tunnel, monkeypatch: 
             assert new[name] == old[name], name
 
 
+async def test_an_import_of_anything_gives_an_export_that_can_be_imported(bench: ApiBench, tunnel: Tunnel) -> None:
+    bench.capture(tunnel)
+    har = await export(bench, tunnel)
+    har["log"]["entries"][0]["startedDateTime"] = "0001-01-01T00:00:00Z"
+    har["log"]["entries"][0]["request"]["headers"] = [{"name": "Host", "value": "<script>"}]
+    (made,) = (await value_of(await call(bench, "POST", path_of(tunnel, "/import"), json=har), 201))["ids"]
+    assert (await record(bench, tunnel, made))["captured_at"] == "0001-01-01T00:00:00Z"
+    again = await export(bench, tunnel, f"?ids={made}")
+    assert again["log"]["entries"][0]["startedDateTime"] == "0001-01-01T00:00:00.000Z"
+    assert again["log"]["entries"][0]["request"]["url"] == "http://unknown.invalid/a?b=1"
+    await value_of(await call(bench, "POST", path_of(tunnel, "/import"), json=again), 201)
+
+
 @pytest.mark.parametrize(
     ("har", "said"),
     [

@@ -86,6 +86,35 @@ async def test_A04_the_refusal_of_a_long_body_arrives(tmp_path: Path, kind: Lite
         await stream.aclose()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_A07_head_of_a_live_view_ends(tmp_path: Path, kind: Literal["epoll", "portable"]) -> None:
+    async with api_bench(tmp_path) as bench, fronted(bench.app, kind) as (port, _):
+        _, caller = await bench.token("agent")
+        tunnel = bench.http("app", caller)
+        head = (
+            f"HEAD /api/tunnels/{tunnel.id}/requests/live HTTP/1.1\r\nHost: localhost\r\n"
+            f"Authorization: Bearer {ADMIN_TOKEN}\r\n\r\n"
+        ).encode()
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        await stream.send_all(head + LAST)
+        received = await read_all(stream)
+        assert b"content-type: text/event-stream\r\n" in received
+        assert received.endswith(b'{"ok":true,"active_sessions":0,"active_tunnels":1}')
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_A20_a_second_slash_in_front_is_another_path(tmp_path: Path, method: str) -> None:
+    async with api_bench(tmp_path) as bench, fronted(bench.app, "epoll") as (port, _):
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        for path in ("//api/status", "//api/tokens", "//v1/tunnels"):
+            await stream.send_all(REQUEST.replace(b"GET /api/status", f"{method} {path}".encode()))
+        await stream.send_all(LAST)
+        received = await read_all(stream)
+        assert received.count(b"HTTP/1.1 404 ") == 3
+        await stream.aclose()
+
+
 def events_app() -> Quart:
     app = QuartTrio("events", static_folder=None)
 

@@ -91,7 +91,7 @@ async def test_no_planted_secret_is_told_anywhere(tmp_path: Path, capsys: pytest
             with trio.fail_after(20):
                 while not all(one.encode() in seen for one in ids):
                     seen += await live.receive()
-            for viewer in bench.inspector._viewers:
+            for viewer in bench.inspector._rings.viewers:
                 viewer.end()
         told = await everything_told(bench, tunnel, ids)  # from memory
         await bench.inspector.write()

@@ -6,16 +6,20 @@ import json
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 import trio
 
 from rustunnel_py.errors import BadCredentials, NotFound, StoreError, Unavailable
+from rustunnel_py.hub import audit
+from rustunnel_py.hub.leases import DRAIN_SECONDS
 from rustunnel_py.hub.sessions import Introduction, Wish
 from rustunnel_py.model.access import Role, Secret
+from rustunnel_py.model.lease import Status
 from rustunnel_py.model.tunnel import Peer, Protocol
 from rustunnel_py.wire import agent_token
 from tests.support.api import ADMIN_TOKEN
-from tests.support.leased import DOMAIN, NOON, PIN, LeasedHouse, leased_house
+from tests.support.leased import DOMAIN, NOON, PIN, LeasedHouse, PlayedAgent, leased_house
 from tests.support.rs_tunnel_contract import check_error, check_heartbeat, check_list, check_ok
 
 if TYPE_CHECKING:
@@ -23,6 +27,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trio.testing import MockClock
+
+    from rustunnel_py.hub.audit import Event
+    from rustunnel_py.hub.leases import WhyEnded
+    from rustunnel_py.hub.registry import Tunnel
+    from tests.support.leased import Answer
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
@@ -159,15 +168,18 @@ async def test_unknown_keys_of_a_creation_are_ignored(house: LeasedHouse, mock_c
     assert (await house.call("POST", "/v1/tunnels", json={"port": 1, "x": 2})).status == 200
 
 
-@pytest.mark.parametrize("slug", ["a", "a--b", "0", "a" * 32, " padded ", "1-2"])
+@pytest.mark.parametrize("slug", ["a", "a--b", "0", "a" * 32, " padded ", "1-2", "\ufeffbom\u2029"])
 async def test_good_slugs(house: LeasedHouse, mock_clock: MockClock, slug: str) -> None:
-    assert (await house.created(slug))["hostname"] == f"{slug.strip()}.{DOMAIN}"
+    label = slug.strip().strip("\ufeff\u2029")
+    assert (await house.created(slug))["hostname"] == f"{label}.{DOMAIN}"
 
 
-@pytest.mark.parametrize("slug", ["A", "a.b", "a" * 33, "-a", "a-", "a_b", " ", "ä", "a b", "xn--abc", "a\n", "🚇"])
+@pytest.mark.parametrize(
+    "slug", ["A", "a.b", "a" * 33, "a" * 1000, "\x1ca", "ſ", "-a", "a-", "a_b", " ", "ä", "a b", "xn--abc", "a\n", "🚇"]
+)
 async def test_bad_slugs(house: LeasedHouse, mock_clock: MockClock, slug: str) -> None:
     answer = await house.call("POST", "/v1/tunnels", json={"port": 1, "requestedSlug": slug})
-    if slug.strip() == "a":
+    if slug == "a\n":
         assert answer.status == 200  # surrounding blanks do not count
     else:
         assert (answer.status, answer.code) == (400, "INVALID_SLUG")
@@ -338,6 +350,192 @@ async def test_stopping_by_id_and_by_host_name(house: LeasedHouse, mock_clock: M
         again = await house.call("DELETE", f"/v1/tunnels/{name}")
         assert (again.status, again.code) == (404, "TUNNEL_NOT_FOUND")
     assert await listed(house) == []
+
+
+class Visit:
+    """One that is under way."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self.tunnel = tunnel
+        tunnel.requests += 1
+
+    def end(self, status: int = 200) -> None:
+        self.tunnel.tally.request(status, 10.0, 0, 100)
+        if self.tunnel.tell is not None:
+            self.tunnel.tell(b"GET", b"/", status, 10.0, "0" * 32)
+
+
+async def served(house: LeasedHouse, label: str, token: str = ADMIN_TOKEN) -> tuple[Any, Tunnel, PlayedAgent]:
+    """A leased tunnel with an agent."""
+    made = await house.created(label, token)
+    session, agent = await house.attach(agent_token.decode(made["cloudflaredToken"]).secret)
+    return made, await house.sessions.register(session, wish(label)), agent
+
+
+async def test_stopping_lets_visits_finish_and_no_new_one_in(house: LeasedHouse, mock_clock: MockClock) -> None:
+    token, _ = await house.token(max_tunnels=1)
+    made, tunnel, agent = await served(house, "app", token)
+    visits = [Visit(tunnel), Visit(tunnel)]
+    answers: list[Answer] = []
+
+    async def stop() -> None:
+        answers.append(await house.call("DELETE", f"/v1/tunnels/{made['tunnelId']}", token))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stop)
+        await house.settle()
+        nursery.start_soon(stop)  # asked again: the same end
+        await house.pass_time(1)
+        assert house.registry.find_host(f"app.{DOMAIN}") is None
+        (one,) = await listed(house, token)
+        assert (one["status"], one["stoppedAt"]) == ("stopping", None)
+        assert one["lease"] == {"lastHeartbeatAt": stamp(0), "expiresAt": stamp(60)}
+        assert (await beat(house, made)).status == 404
+        assert (await house.call("POST", f"/v1/tunnels/{made['tunnelId']}/heartbeat", token)).status == 404
+        with pytest.raises(BadCredentials):
+            await house.attach(agent_token.decode(made["cloudflaredToken"]).secret)
+        taken = await house.call("POST", "/v1/tunnels", json={"port": 1, "requestedSlug": "app"})
+        assert (taken.status, taken.code) == (409, "TUNNEL_SLUG_CONFLICT")
+        await house.created("other", token)  # it does not count any more
+        visits[0].end()
+        await house.settle()
+        assert agent.ended == []
+        assert answers == []
+        visits[1].end()
+        await house.settle()
+        assert len(agent.ended) == 1
+    assert [answer.status for answer in answers] == [200, 200]
+    (stopped, _) = await listed(house, token, "?includeInactive=1")
+    assert (stopped["status"], stopped["stoppedAt"], stopped["lease"]) == ("stopped", stamp(1), None)
+    await house.created("app")
+
+
+async def test_stopping_waits_two_seconds_at_most(house: LeasedHouse, mock_clock: MockClock) -> None:
+    made, tunnel, agent = await served(house, "app")
+    Visit(tunnel)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.call, "DELETE", f"/v1/tunnels/{made['tunnelId']}")
+        await house.pass_time(DRAIN_SECONDS - 0.001)
+        assert agent.ended == []
+        await house.pass_time(0.001)
+        assert len(agent.ended) == 1
+
+
+async def test_live_telemetry_of_a_tunnel_that_is_stopping(house: LeasedHouse, mock_clock: MockClock) -> None:
+    made, tunnel, _ = await served(house, "app")
+    Visit(tunnel).end()
+    Visit(tunnel)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.call, "DELETE", f"/v1/tunnels/{made['tunnelId']}")
+        await house.pass_time(1.5)
+        answer = await house.call("GET", "/v1/tunnels/telemetry")
+        assert [one["tunnelId"] for one in answer.json] == [made["tunnelId"]]
+        await house.pass_time(1)
+    assert (await house.call("GET", "/v1/tunnels/telemetry")).json == []
+
+
+async def test_expiry_does_not_wait_for_visits(house: LeasedHouse, mock_clock: MockClock) -> None:
+    _, tunnel, agent = await served(house, "app")
+    Visit(tunnel)
+    await house.pass_time(60)
+    assert len(agent.ended) == 1
+    assert await listed(house) == []
+
+
+async def test_the_tunnel_of_a_stock_agent_is_stopped_in_the_same_way(
+    house: LeasedHouse, mock_clock: MockClock
+) -> None:
+    token, caller = await house.token()
+    tunnel = house.native("web", caller)
+    agent = tunnel.session and tunnel.session.agent
+    assert isinstance(agent, PlayedAgent)
+    visit = Visit(tunnel)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(house.call, "DELETE", f"/v1/tunnels/web.{DOMAIN}", token)
+        await house.settle()
+        assert house.registry.find_host(f"web.{DOMAIN}") is None
+        assert [one["status"] for one in await listed(house, token)] == ["stopping"]
+        assert (await house.call("POST", f"/v1/tunnels/{tunnel.id}/heartbeat", token)).status == 404
+        visit.end()
+        await house.settle()
+    assert len(agent.ended) == 1
+    assert await listed(house, token) == []
+
+
+async def test_a_restart_while_stopping(tmp_path: Path, mock_clock: MockClock) -> None:
+    async with leased_house(tmp_path) as house:
+        began = house.began
+        made = await house.created("app")
+        held = house.leases._alive[made["tunnelId"]]
+        held.lease.status = Status.STOPPING  # as far as a crash let it come
+    async with leased_house(tmp_path, began=began) as house:
+        assert await listed(house) == []
+        assert [one["status"] for one in await listed(house, query="?includeInactive=1")] == ["stopped"]
+        await house.created("app")
+
+
+def noted(house: LeasedHouse) -> list[Event]:
+    """What the audit heard since the last call, without agents and tokens."""
+    kinds = (audit.LeaseCreated, audit.LeaseEnded, audit.RegistrationRefused, audit.AccessRefused, audit.TunnelClosed)
+    found: list[Event] = [event for event in house.events if isinstance(event, kinds)]
+    house.events.clear()
+    return found
+
+
+async def test_the_lives_of_leases_are_audited(house: LeasedHouse, mock_clock: MockClock) -> None:
+    token, caller = await house.token("ci", scope="a*,b*")
+    who = audit.who_is(caller)
+    made = {label: await house.created(label, token) for label in ("a", "a2", "b", "b2")}
+
+    def created(label: str) -> Event:
+        tunnel, address = made[label]["tunnelId"], f"{label}.{DOMAIN}"
+        return audit.LeaseCreated(who=who, peer="192.0.2.1:40000", tunnel=tunnel, address=address)
+
+    def ended(label: str, why: WhyEnded) -> Event:
+        tunnel, address = made[label]["tunnelId"], f"{label}.{DOMAIN}"
+        return audit.LeaseEnded(tunnel=tunnel, address=address, owner=caller.owner, why=why)
+
+    assert noted(house) == [created(label) for label in made]
+    await house.call("DELETE", f"/v1/tunnels/a.{DOMAIN}", token)
+    assert noted(house) == [msgspec.structs.replace(ended("a", "deleted"), who=who, peer="192.0.2.1:40000")]
+    await house.call("DELETE", f"/api/tunnels/{made['a2']['tunnelId']}")  # nobody serves it: it is none there
+    session, _ = await house.attach(agent_token.decode(made["a2"]["cloudflaredToken"]).secret)
+    await house.sessions.register(session, wish("a2"))
+    await house.call("DELETE", f"/api/tunnels/{made['a2']['tunnelId']}")
+    assert noted(house)[0] == ended("a2", "closed")
+    await house.pass_time(30)
+    await beat(house, made["b"])
+    await house.pass_time(30)
+    assert noted(house) == [ended("b2", "expired")]
+    assert caller.token_id is not None
+    await house.accounts.delete_token(caller.token_id)
+    assert noted(house) == [ended("b", "token ended")]
+
+
+async def test_what_ran_out_while_the_server_was_away_is_audited(tmp_path: Path, mock_clock: MockClock) -> None:
+    async with leased_house(tmp_path) as house:
+        began = house.began
+        made = await house.created("app")
+    mock_clock.jump(60)
+    async with leased_house(tmp_path, began=began) as house:
+        (event,) = noted(house)
+        assert isinstance(event, audit.LeaseEnded)
+        assert (event.tunnel, event.why) == (made["tunnelId"], "expired")
+
+
+async def test_refusals_are_audited(house: LeasedHouse, mock_clock: MockClock) -> None:
+    token, caller = await house.token(scope="ci-*")
+    await house.call("POST", "/v1/tunnels", token, json={"port": 1, "requestedSlug": "other"})
+    (refused,) = noted(house)
+    assert isinstance(refused, audit.RegistrationRefused)
+    assert (refused.who, refused.code, refused.session) == (audit.who_is(caller), "scope", "")
+    reader, caller = await house.token(role=Role.READ)
+    assert (await house.call("POST", "/v1/tunnels", reader, json={"port": 1})).code == "FORBIDDEN"
+    who, peer = audit.who_is(caller), "192.0.2.1:40000"
+    assert noted(house) == [audit.AccessRefused(who=who, peer=peer, what="POST /v1/tunnels")]
+    tunnel = house.native("web", caller)
+    assert (await house.call("DELETE", f"/v1/tunnels/{tunnel.id}", reader)).code == "FORBIDDEN"
+    assert noted(house) == [audit.AccessRefused(who=who, peer=peer, what=f"DELETE /v1/tunnels/{tunnel.id}")]
 
 
 @pytest.mark.parametrize("name", ["one", UNKNOWN, "a%2Fb%20c%3Fd", "nothing.t.example.com", "%00", "x" * 5000])
@@ -589,6 +787,27 @@ async def test_unknown_routes_have_our_shape(house: LeasedHouse, mock_clock: Moc
     answer = await house.call("GET", path)
     assert answer.status in (404, 405)
     check_error(answer.json)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_there_is_no_page_of_one_tunnel(house: LeasedHouse, mock_clock: MockClock, method: str) -> None:
+    made = await house.created()
+    answer = await house.call(method, f"/v1/tunnels/{made['tunnelId']}")
+    assert answer.status == 404
+    if method == "GET":
+        assert answer.code == "NOT_FOUND"
+    assert (await house.call("PUT", f"/v1/tunnels/{made['tunnelId']}")).status == 405
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/nope"), ("PUT", "/v1/tunnels"), ("GET", "/v1/tunnels"), ("GET", "/v1/tunnels/x")]
+)
+async def test_keep_alive_is_hinted_on_errors_too(
+    house: LeasedHouse, mock_clock: MockClock, method: str, path: str
+) -> None:
+    answer = await house.call(method, path, None)
+    assert answer.status >= 400
+    assert answer.headers["keep-alive"] == "timeout=60"
 
 
 async def test_keep_alive_is_hinted(house: LeasedHouse, mock_clock: MockClock) -> None:

@@ -9,12 +9,14 @@ from html import unescape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+import msgspec
 import pytest
 
 from rustunnel_py.errors import StoreError
+from rustunnel_py.hub import audit
 from rustunnel_py.hub import logins as logins_module
-from rustunnel_py.hub.logins import challenge_of
-from rustunnel_py.model.access import Secret
+from rustunnel_py.hub.logins import GRACE_SECONDS, challenge_of
+from rustunnel_py.model.access import Role, Secret
 from rustunnel_py.store.logins import Login
 from tests.support.api import ADMIN_TOKEN, PEER
 from tests.support.leased import Answer, LeasedHouse, leased_house
@@ -282,7 +284,8 @@ async def test_the_page_has_a_strict_policy_and_no_outside(house: LeasedHouse, m
 
 async def test_an_email_is_shown_as_text(house: LeasedHouse, mock_clock: MockClock) -> None:
     email = "\"'><b>x</b>&@example.com"
-    page = await Page(house, (await start(house, email=email))["state"]).open()
+    flow = house.logins.start(email, CHALLENGE, None, PEER)  # the API takes no such address
+    page = await Page(house, flow.state).open()
     assert "<b>" not in page.text
     assert email in unescape(page.text)
 
@@ -338,6 +341,21 @@ async def test_forms_of_others_are_refused(house: LeasedHouse, mock_clock: MockC
     for answer in ("approve", "refuse"):
         assert (await page.send(token=ADMIN_TOKEN, answer=answer, **forged)).status == 403
     assert await status(house, state) == {"status": "pending"}
+
+
+@pytest.mark.parametrize(
+    ("site", "expected"),
+    [("https://dash.example.com", 200), ("https://dash.example.com:8443", 403), ("null", 403), ("https://", 403)],
+)
+async def test_a_proxy_may_change_the_host(tmp_path: Path, mock_clock: MockClock, site: str, expected: int) -> None:
+    async with leased_house(tmp_path, origin="https://dash.example.com") as house:
+        started = await start(house)
+        assert started["authorizeUrl"].startswith("https://dash.example.com/v1/auth/approve?")
+        page = Page(house, started["state"])
+        opened = await page.open()
+        assert "; secure" in opened.headers["set-cookie"].lower()
+        sent = await page.send(token=ADMIN_TOKEN, answer="approve", header_Origin=site)
+        assert sent.status == expected
 
 
 async def test_a_form_is_bound_to_its_login(house: LeasedHouse, mock_clock: MockClock) -> None:
@@ -519,7 +537,47 @@ async def test_revoking_the_token_ends_its_logins(house: LeasedHouse, mock_clock
     assert (await refresh(house, pair["refreshToken"])).status == 401
 
 
-async def test_a_refresh_that_cannot_be_stored_changes_nothing(
+async def test_a_refresh_works_while_nothing_can_be_stored(
+    tmp_path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fails for any reason costs the CLI its session."""
+
+    async def fail(*_: object) -> None:
+        raise StoreError("the disk is full")
+
+    async with leased_house(tmp_path) as house:
+        began = house.began
+        pair = await logged_in(house)
+        monkeypatch.setattr(house.store.logins, "add", fail)
+        for _ in range(3):
+            answer = await refresh(house, pair["refreshToken"])
+            check_pair(answer.json)
+            pair = answer.json
+            assert await works(house, pair["accessToken"])
+        gone = await refresh(house, pair["refreshToken"])
+        await house.call("POST", "/v1/auth/logout", gone.json["accessToken"])
+        pair = await house_login(house, monkeypatch, fail)
+        answer = await refresh(house, pair["refreshToken"])
+        await house.pass_time(6)  # tried again, in vain
+        monkeypatch.undo()
+        await house.pass_time(6)
+    async with leased_house(tmp_path, began=began) as house:
+        assert await works(house, answer.json["accessToken"])
+        assert not await works(house, gone.json["accessToken"])
+        house.clock.jump(61)
+        assert (await refresh(house, answer.json["refreshToken"])).status == 200
+        assert (await refresh(house, pair["refreshToken"])).status == 401  # reuse is known
+
+
+async def house_login(house: LeasedHouse, monkeypatch: pytest.MonkeyPatch, fail: Any) -> Any:
+    """A login needs the disk; afterwards it fails again."""
+    monkeypatch.undo()
+    pair = await logged_in(house)
+    monkeypatch.setattr(house.store.logins, "add", fail)
+    return pair
+
+
+async def test_refreshes_that_wait_for_the_disk_are_bounded(
     house: LeasedHouse, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = await logged_in(house)
@@ -527,12 +585,14 @@ async def test_a_refresh_that_cannot_be_stored_changes_nothing(
     async def fail(*_: object) -> None:
         raise StoreError("the disk is full")
 
+    monkeypatch.setattr(logins_module, "UNWRITTEN_MAX", 1)
     monkeypatch.setattr(house.store.logins, "add", fail)
+    pair = (await refresh(house, pair["refreshToken"])).json
     answer = await refresh(house, pair["refreshToken"])
     assert (answer.status, answer.code) == (503, "STORAGE_UNAVAILABLE")
     monkeypatch.undo()
     house.clock.jump(3600)
-    assert (await refresh(house, pair["refreshToken"])).status == 200
+    assert (await refresh(house, pair["refreshToken"])).status == 200  # the refusal changed nothing
 
 
 async def test_pairs_and_logins_are_bounded(
@@ -552,3 +612,142 @@ async def test_pairs_and_logins_are_bounded(
     logins, pairs = await house.store.logins.load()
     assert all(isinstance(login, Login) for login in logins)
     assert (len(logins), len(pairs)) == (2, 2)
+
+
+# what the audit hears
+
+
+def kinds(house: LeasedHouse) -> list[str]:
+    """The names of its events since the last call."""
+    found = [type(event).__name__ for event in house.events]
+    house.events.clear()
+    return found
+
+
+async def test_every_step_of_a_login_is_audited_without_a_secret(house: LeasedHouse, mock_clock: MockClock) -> None:
+    token, caller = await house.token()
+    kinds(house)
+    state = (await start(house))["state"]
+    page = Page(house, state)
+    await page.open()
+    assert (await page.send(token="wrong-token", answer="approve")).status == 403
+    assert kinds(house) == ["LoginRefused"]
+    await page.send(token=token, answer="approve")
+    (approved,) = house.events
+    who, at = audit.who_is(caller), "192.0.2.1:40000"
+    assert approved == audit.LoginApproved(who=who, peer=at, email="dev@example.com", started_from=at)
+    code = (await status(house, state))["loginCode"]
+    assert (await exchange(house, code, "w" * 43)).code == "INVALID_CODE_VERIFIER"
+    first = (await exchange(house, code)).json
+    assert (await exchange(house, code)).code == "LOGIN_CODE_USED"
+    second = (await refresh(house, first["refreshToken"])).json
+    assert await works(house, second["accessToken"])
+    house.clock.jump(GRACE_SECONDS)
+    assert (await refresh(house, first["refreshToken"])).status == 401
+    third = await logged_in(house, token)
+    await house.call("POST", "/v1/auth/logout", third["accessToken"], json={"refreshToken": third["refreshToken"]})
+    texts = [msgspec.json.encode(event).decode() for event in house.events]
+    exchanged = house.events[2]
+    assert isinstance(exchanged, audit.LoginExchanged)
+    about: dict[str, Any] = {"who": who, "peer": at, "login": exchanged.login, "email": "dev@example.com"}
+    assert house.events[:6] == [
+        approved,
+        audit.ExchangeRefused(peer=at, email="dev@example.com", reason="Code verifier does not match."),
+        audit.LoginExchanged(**about),
+        audit.ExchangeRefused(peer=at, email="dev@example.com", reason="Login code was used already."),
+        audit.LoginRefreshed(**about),
+        audit.RefreshReused(**about),
+    ]
+    assert house.events[-1] == audit.LoggedOut(who=who, peer=at, logins=1)
+    secrets = [token, state, page.bound, page.cookie, code, VERIFIER, CHALLENGE]
+    for pair in (first, second, third):
+        secrets += [pair["accessToken"], pair["refreshToken"]]
+    assert not [secret for secret in secrets for text in texts if secret in text]
+
+
+async def test_a_refused_login_is_audited(house: LeasedHouse, mock_clock: MockClock) -> None:
+    page = Page(house, (await start(house))["state"])
+    await page.open()
+    await page.send(answer="refuse")
+    at = "192.0.2.1:40000"
+    assert house.events == [audit.LoginDeclined(peer=at, email="dev@example.com", started_from=at)]
+
+
+async def test_logging_out_of_everything_says_how_many(house: LeasedHouse, mock_clock: MockClock) -> None:
+    pairs = [await logged_in(house) for _ in range(3)]
+    house.events.clear()
+    await house.call("POST", "/v1/auth/logout", pairs[0]["accessToken"])
+    (event,) = house.events
+    assert isinstance(event, audit.LoggedOut)
+    assert event.logins == 3
+
+
+async def test_a_token_that_only_reads_ends_no_login_of_its_user_but_its_own(
+    house: LeasedHouse, mock_clock: MockClock
+) -> None:
+    reader, _ = await house.token("reader", role=Role.READ, reads="admin")
+    theirs, own = await logged_in(house), await logged_in(house, reader)
+    body = {"refreshToken": theirs["refreshToken"]}
+    check_ok((await house.call("POST", "/v1/auth/logout", own["accessToken"], json=body)).json)
+    check_ok((await house.call("POST", "/v1/auth/logout", own["accessToken"])).json)
+    assert house.logins.find(Secret(own["accessToken"])) is None
+    assert house.logins.find(Secret(theirs["accessToken"])) is not None
+
+
+# what JavaScript's schemas say
+
+
+@pytest.mark.parametrize(
+    "email",
+    [
+        "",
+        "me@localhost",
+        "@example.com",
+        "a@b.c",
+        ".a@example.com",
+        "a..b@example.com",
+        "a.@example.com",
+        "a b@example.com",
+        "ü@example.com",
+        "a@exa_mple.com",
+        "a@-x.com",
+        "a@example..com",
+        "a@example.com\n",
+        f"{'a' * 250}@x.com",
+    ],
+)
+async def test_addresses_that_the_cli_would_not_take_back(
+    house: LeasedHouse, mock_clock: MockClock, email: str
+) -> None:
+    answer = await house.call("POST", "/v1/auth/slack/start", None, json={"email": email, "codeChallenge": CHALLENGE})
+    assert (answer.status, answer.code) == (400, "INVALID_INPUT")
+    assert list(answer.json["details"]["fieldErrors"]) == ["email"]
+    assert "regex" not in answer.text
+
+
+@pytest.mark.parametrize("email", ["me@example.com", "O'Brien+x@Sub.Example.ORG", "_@a-b.co", "1.2@x.info"])
+async def test_addresses_that_it_takes(house: LeasedHouse, mock_clock: MockClock, email: str) -> None:
+    await start(house, email=email)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "ends"),
+    [
+        (None, 200, True),
+        ("", 200, True),
+        ("{}", 200, True),
+        ('{"refreshToken": ""}', 200, True),
+        ('{"refreshToken": "short"}', 200, False),
+        ('{"refreshToken": null}', 400, False),
+        ('{"refreshToken": 5}', 400, False),
+        ("null", 400, False),
+        ("[]", 400, False),
+    ],
+)
+async def test_bodies_of_a_logout(
+    house: LeasedHouse, mock_clock: MockClock, text: str | None, expected: int, ends: bool
+) -> None:
+    pair = await logged_in(house)
+    answer = await house.call("POST", "/v1/auth/logout", pair["accessToken"], text=text)
+    assert answer.status == expected
+    assert await works(house, pair["accessToken"]) is not ends

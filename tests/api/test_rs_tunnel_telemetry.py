@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rustunnel_py.api.rs_tunnel_shapes import read_date
+from rustunnel_py.hub import telemetry
+from rustunnel_py.store import telemetry as telemetry_store
 from tests.support.api import ADMIN_TOKEN
 from tests.support.leased import NOON, Answer, LeasedHouse, leased_house
 from tests.support.rs_tunnel_contract import check_live, check_ok, check_points, check_requests
@@ -288,6 +290,23 @@ async def test_history_is_for_the_owner(house: LeasedHouse, mock_clock: MockCloc
         ("1795326286383", None),
         ("", None),
         ("2026-13-01", None),
+        ("2026-00-01", None),
+        ("2026-03-05T25:00Z", None),
+        ("2026-03-05T24:00:01Z", None),
+        ("20260305", None),
+        ("2026-W10", None),
+        ("9999-12-31T24:00:00Z", None),
+        ("2026-03-05T24:00:00Z", datetime(2026, 3, 6, tzinfo=UTC)),
+        ("2026-02-30", datetime(2026, 3, 2, tzinfo=UTC)),
+        ("+002026-03-05T10:30:00.5Z", datetime(2026, 3, 5, 10, 30, 0, 500_000, tzinfo=UTC)),
+        (" 2026-03-05 10:30\ufeff", datetime(2026, 3, 5, 10, 30, tzinfo=UTC)),
+        ("2026-3-5", datetime(2026, 3, 5, tzinfo=UTC)),
+        ("2026/03/05 7:05", datetime(2026, 3, 5, 7, 5, tzinfo=UTC)),
+        ("03/05/2026, 10:30", datetime(2026, 3, 5, 10, 30, tzinfo=UTC)),
+        ("Mar 5, 2026", datetime(2026, 3, 5, tzinfo=UTC)),
+        ("March 5, 2026 10:30 GMT-0100", datetime(2026, 3, 5, 11, 30, tzinfo=UTC)),
+        ("5 March 2026", datetime(2026, 3, 5, tzinfo=UTC)),
+        ("Foo 5, 2026", None),
         ("0001-01-01T00:00:00+23:00", None),
     ],
 )
@@ -351,13 +370,28 @@ async def test_newest_first_without_a_cursor_oldest_first_with_one(house: Leased
     assert await paths(f"?after={stamp(-1)}&limit=3") == ["/0a", "/0b"]  # no upload is parted by a page
     assert await paths(f"?after={stamp(-1)}&limit=1") == ["/0a"]
     assert await paths(f"?after={stamp(9)}") == []
+    assert await paths("?after=") == await paths("")
     answer = await house.call("GET", f"/v1/tunnels/{name}/requests?after=x")
     assert (answer.status, answer.code) == (400, "INVALID_INPUT")
 
 
 @pytest.mark.parametrize(
     ("limit", "count"),
-    [("", 200), ("x", 200), ("0", 1), ("-5", 1), ("7", 7), ("9999", 500), ("1e999", 200), ("nan", 200)],
+    [
+        ("", 200),
+        ("x", 200),
+        ("0", 1),
+        ("-5", 1),
+        ("7", 7),
+        ("7.9", 7),
+        ("%207", 7),
+        ("12ab", 12),
+        ("1e999", 1),
+        ("9999", 500),
+        ("9" * 400, 500),
+        ("nan", 200),
+        ("Infinity", 200),
+    ],
 )
 async def test_limits_are_clamped(house: LeasedHouse, mock_clock: MockClock, limit: str, count: int) -> None:
     made = await house.created()
@@ -385,9 +419,11 @@ async def test_what_is_old_is_forgotten(house: LeasedHouse, mock_clock: MockCloc
 
 
 def visit(house: LeasedHouse, tunnel: Tunnel, status: int = 200, ms: float = 10.0, size: int = 100) -> None:
+    if tunnel.tell is None:
+        tunnel.tell = house.telemetry.watch(tunnel)
     tunnel.requests += 1
     tunnel.tally.request(status, ms, 0, size)
-    house.telemetry.watch(tunnel)(b"GET", b"/x?y=1", status, ms, "0" * 32)
+    tunnel.tell(b"GET", b"/x?y=1", status, ms, "0" * 32)
 
 
 async def test_tunnels_that_post_nothing_are_measured(house: LeasedHouse, mock_clock: MockClock) -> None:
@@ -413,7 +449,7 @@ async def test_tunnels_that_post_nothing_are_measured(house: LeasedHouse, mock_c
                 "p90Ms": 40.0,
                 "requests": 6,
                 "errors": 3,
-                "bytes": 600,
+                "bytes": 500,  # what passed after an upgrade is no body
             },
         }
     ]
@@ -422,14 +458,15 @@ async def test_tunnels_that_post_nothing_are_measured(house: LeasedHouse, mock_c
     assert [one["statusCode"] for one in answer.json] == [499, 101, 499, 502, 404, 200]
     assert [one["error"] for one in answer.json] == [True, False, True, True, False, False]
     assert [one["protocol"] for one in answer.json] == ["http", "ws", "http", "http", "http", "http"]
+    assert [one["responseBytes"] for one in answer.json] == [100, None, 100, 100, 100, 100]
     assert answer.json[5] == {
-        "ingestedAt": stamp(0),
+        "ingestedAt": stamp(1),
         "startedAt": stamp(-0.01),
         "method": "GET",
         "path": "/x",
         "statusCode": 200,
         "durationMs": 10,
-        "responseBytes": None,
+        "responseBytes": 100,
         "error": False,
         "protocol": "http",
     }
@@ -450,6 +487,134 @@ async def test_what_is_posted_counts_from_then_on(house: LeasedHouse, mock_clock
     visit(house, tunnel)
     assert [one["metrics"] for one in await live(house)] == [SEED[0]]
     assert await requests(house, made["tunnelId"]) == []  # never both
+
+
+async def logged_from(house: LeasedHouse, tunnel_id: str, token: str, query: str = "") -> Any:
+    answer = await house.call("GET", f"/v1/tunnels/{tunnel_id}/requests{query}", token)
+    assert answer.status == 200, answer.text
+    check_requests(answer.json)
+    return answer.json
+
+
+async def test_the_measured_log_outlives_its_tunnel_and_what_is_in_memory(
+    house: LeasedHouse, mock_clock: MockClock
+) -> None:
+    token, _ = await house.token()
+    made = await house.created("web", token)
+    tunnel = house.registry.get(made["tunnelId"])
+    assert tunnel is not None
+    house.telemetry.watch(tunnel)
+    await house.pass_time(telemetry.POST_SECONDS)
+    for _ in range(3):  # more than there is room for in memory
+        for size in range(telemetry.MEASURED_EVENTS_MAX):
+            visit(house, tunnel, size=size)
+        await house.pass_time(telemetry.WRITE_SECONDS)
+    visit(house, tunnel, size=77_777)
+    await house.call("DELETE", f"/v1/tunnels/{tunnel.id}", token)
+    assert house.telemetry.live([tunnel.id]) == []
+    (newest,) = await logged_from(house, tunnel.id, token, "?limit=1")
+    assert newest["responseBytes"] == 77_777
+    sizes = [newest["responseBytes"]]
+    seen: list[int] = []
+    after = stamp(-1)
+    while page := await logged_from(house, tunnel.id, token, f"?after={after}&limit=200"):
+        seen += [one["responseBytes"] for one in page]
+        after = page[-1]["ingestedAt"]
+    assert seen == [*(3 * list(range(telemetry.MEASURED_EVENTS_MAX))), *sizes]
+    assert house.telemetry.dropped == 0
+
+
+async def test_a_cursor_gets_each_visit_once_while_they_move_to_the_store(
+    house: LeasedHouse, mock_clock: MockClock
+) -> None:
+    token, caller = await house.token()
+    tunnel = house.native("web", caller)
+    after, seen = stamp(-1), []
+    for number in range(40):
+        visit(house, tunnel, size=number)
+        for _ in range(2):  # the second one finds nothing
+            page = await logged_from(house, tunnel.id, token, f"?after={after}")
+            seen += [one["responseBytes"] for one in page]
+            after = page[-1]["ingestedAt"] if page else after
+        if number % 3 == 0:
+            await house.pass_time(1)
+    assert seen == list(range(40))
+    newest_first = await logged_from(house, tunnel.id, token)
+    assert [one["responseBytes"] for one in newest_first] == list(range(39, -1, -1))
+
+
+async def test_instants_are_whole_milliseconds_so_that_a_cursor_does_not_repeat(
+    house: LeasedHouse, mock_clock: MockClock
+) -> None:
+    house.clock.jump(0.0007)
+    made = await house.created()
+    await post(house, made, {"metrics": SEED[0], "requests": [EVENT]})
+    (one,) = await requests(house, made["tunnelId"])
+    assert await requests(house, made["tunnelId"], f"?after={one['ingestedAt']}") == []
+    (point,) = await points(house, made["tunnelId"], stamp(-1), stamp(60))
+    at = point["capturedAt"]
+    assert await points(house, made["tunnelId"], at, at) == [point]  # both ends count
+
+
+async def test_nothing_is_stored_before_it_is_clear_that_nobody_posts(
+    house: LeasedHouse, mock_clock: MockClock
+) -> None:
+    """The CLI's first upload has the visits of the first seconds: they must not be there twice."""
+    made = await house.created()
+    tunnel = house.registry.get(made["tunnelId"])
+    assert tunnel is not None
+    visit(house, tunnel)
+    await house.pass_time(telemetry.POST_SECONDS - 0.001)
+    assert len(await requests(house, made["tunnelId"])) == 1
+    assert await house.store.telemetry.newest_requests(made["tunnelId"], 10) == []
+    await post(house, made, {"metrics": SEED[0], "requests": [EVENT]})
+    visit(house, tunnel)
+    await house.pass_time(30)
+    assert [one["path"] for one in await requests(house, made["tunnelId"])] == [EVENT["path"]]
+
+
+async def test_measured_rows_are_shared_evenly_and_what_is_too_much_is_counted(
+    house: LeasedHouse, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "ROWS_PER_SECOND", 20)
+    _, caller = await house.token()
+    tunnels = [house.native(f"web{number}", caller) for number in range(2)]
+    for tunnel in tunnels:
+        house.telemetry.watch(tunnel)
+    await house.pass_time(telemetry.POST_SECONDS)
+    for tunnel in tunnels:
+        for size in range(30):
+            visit(house, tunnel, size=size)
+    await house.pass_time(1)
+    for tunnel in tunnels:
+        stored = await house.store.telemetry.newest_requests(tunnel.id, 100)
+        assert [logged.event.response_bytes for logged in stored] == list(range(29, 19, -1))
+    assert house.telemetry.dropped == 40
+
+
+async def test_the_log_is_bounded_in_rows(
+    house: LeasedHouse, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "REQUESTS_MAX", 10)
+    monkeypatch.setattr(telemetry_store, "PRUNE_STEP", 25)
+    made = await house.created()
+    events = [EVENT | {"statusCode": 100 + number} for number in range(50)]
+    await post(house, made, {"metrics": SEED[0], "requests": events})
+    await house.pass_time(telemetry.PRUNE_SECONDS)
+    answer = await house.call("GET", f"/v1/tunnels/{made['tunnelId']}/requests")
+    assert [one["statusCode"] for one in answer.json] == list(range(149, 139, -1))
+
+
+async def test_a_frozen_snapshot_makes_no_points(house: LeasedHouse, mock_clock: MockClock) -> None:
+    token, caller = await house.token()
+    tunnel = house.native("web", caller)
+    visit(house, tunnel)
+    await house.pass_time(1)
+    tunnel.links.remove(tunnel.links._serving[0], 0.0)
+    for _ in range(40):
+        await house.pass_time(1)
+    answer = await house.call("GET", f"/v1/tunnels/{tunnel.id}/metrics?from=2026&to=2027", token)
+    assert len(answer.json) == 1
 
 
 async def test_a_snapshot_is_frozen_while_no_agent_is_there(house: LeasedHouse, mock_clock: MockClock) -> None:

@@ -271,6 +271,66 @@ async def test_A01_tokens_are_for_admins(bench: ApiBench) -> None:
     assert (await call(bench, "GET", "/api/tokens", admin)).status_code == 401
 
 
+async def test_an_expiry_is_shown_in_utc(bench: ApiBench) -> None:
+    for text in ("2027-01-01T00:00:00+05:00", "0001-01-01T00:00:00Z"):
+        await value_of(await call(bench, "POST", "/api/tokens", json={"label": "x", "expires_at": text}), 201)
+    details = await value_of(await call(bench, "GET", "/api/tokens?details=true"))
+    assert [token["expires_at"] for token in details] == ["2026-12-31T19:00:00Z", "0001-01-01T00:00:00Z"]
+    body = {"label": "x", "expires_at": "9999-12-31T23:59:59-23:59"}
+    response = await call(bench, "POST", "/api/tokens", json=body)
+    assert (response.status_code, "expires_at" in await error_of(response)) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("limit=9007199254740993", "limit: at most 9007199254740992"),
+        ("limit=" + "9" * 60, "limit: at most 9007199254740992"),
+        ("limit=0", "limit: a whole number, at least 1"),
+        ("offset=9007199254740993", "offset: at most 9007199254740992"),
+    ],
+)
+async def test_A08_what_is_wrong_with_a_number_is_said(bench: ApiBench, query: str, message: str) -> None:
+    response = await call(bench, "GET", f"/api/history?{query}")
+    assert (response.status_code, await error_of(response)) == (400, message)
+
+
+async def test_a_token_that_reads_for_another(bench: ApiBench) -> None:
+    own_token, own = await bench.token("own")
+    mine, theirs = bench.http("a", own), bench.http("b", (await bench.token("other"))[1])
+    body = {"label": "reader", "role": "read", "reads": (own.token_id or "").upper()}
+    made = await value_of(await call(bench, "POST", "/api/tokens", json=body), 201)
+    details = await value_of(await call(bench, "GET", "/api/tokens?details=true"))
+    assert [token["reads"] for token in details] == [None, None, own.token_id]
+    assert "reads" not in (await value_of(await call(bench, "GET", "/api/tokens")))[2]
+    tunnels = await value_of(await call(bench, "GET", "/api/tunnels", made["token"]))
+    assert [tunnel["tunnel_id"] for tunnel in tunnels] == [mine.id]
+    assert (await call(bench, "GET", f"/api/tunnels/{theirs.id}", made["token"])).status_code == 404
+    assert (await call(bench, "DELETE", f"/api/tunnels/{mine.id}", made["token"])).status_code == 403
+    assert (await call(bench, "GET", "/api/tokens", made["token"])).status_code == 403
+    assert (await call(bench, "POST", "/api/tokens", own_token, json=body)).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "message"),
+    [
+        ({"role": "agent"}, 409, "reads: goes with the role read"),
+        ({}, 409, "reads: goes with the role read"),
+        ({"role": "read", "reads": "00000000-0000-4000-8000-000000000000"}, 404, "reads: no such token"),
+        ({"role": "read", "reads": "Admin"}, 422, "reads: not in the form that is wanted"),
+        ({"role": "read", "reads": "' OR 1=1"}, 422, "reads: not in the form that is wanted"),
+        ({"role": "read", "reads": ["admin"]}, 422, "reads: expected str | null"),
+    ],
+)
+async def test_a_token_that_can_read_for_nobody(
+    bench: ApiBench, more: dict[str, object], status: int, message: str
+) -> None:
+    response = await call(bench, "POST", "/api/tokens", json={"label": "x", "reads": "admin"} | more)
+    assert response.status_code == status
+    assert message in await error_of(response)
+    assert await value_of(await call(bench, "GET", "/api/tokens")) == []
+
+
 async def test_A02_what_belongs_to_others_is_not_there(bench: ApiBench) -> None:
     own_token, own = await bench.token("own")
     other_token, other = await bench.token("other")

@@ -138,6 +138,18 @@ async def test_captured_requests_and_replay(server: RunningServer, ask: Curl) ->
     await ask.error(f"/api/tunnels/{UNKNOWN}/requests", 404, "tunnel not found")
 
 
+async def test_a_tunnel_that_ended_without_a_request_has_none(server: RunningServer, ask: Curl) -> None:
+    made = await ask.value("/api/tokens", 201, method="POST", json_body='{"label": "ci"}')
+    other = await ask.value("/api/tokens", 201, method="POST", json_body='{"label": "other"}')
+    async with tcp_service(echo) as port, our_agent(agent_config(server, tcp(port), token=made["token"])):
+        (tunnel,) = await ask.value("/api/tunnels")
+    target = f"/api/tunnels/{tunnel['tunnel_id']}/requests"
+    assert await ask.value(target) == []
+    assert await ask.value(target, token=made["token"]) == []
+    await ask.error(target, 404, "tunnel not found", token=other["token"])
+    await ask.error(f"/api/tunnels/{tunnel['tunnel_id']}", 404, "tunnel not found")
+
+
 async def check_requests(ask: Curl, tunnel_id: str) -> None:
     path = f"/api/tunnels/{tunnel_id}/requests"
     newest, oldest = [fits(request, REQUEST) for request in await ask.value(path)]

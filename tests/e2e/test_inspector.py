@@ -52,7 +52,7 @@ async def test_a_post_is_captured_and_sent_again_with_another_body(
             server.host("app"), "/login?a=1", method="POST", body=b"first", headers=(("Authorization", "Bearer x"),)
         )
         inspector = inspectors[0]
-        (tunnel_id,) = inspector._rings
+        (tunnel_id,) = inspector._rings.by_tunnel
         original = (await inspector.recent(ADMIN, tunnel_id))[0]
         assert (original.method, original.path, original.status) == ("POST", "/login?a=1", reply.status)
         assert original.request_body == b"first"
@@ -75,7 +75,7 @@ async def test_what_was_captured_is_there_after_a_restart(tmp_path: Path, monkey
             await server.connect() as stream,
         ):
             await HttpClient(stream).request(server.host("app"), "/kept", headers=(("Cookie", "a=planted-secret"),))
-            (tunnel_id,) = inspectors[0]._rings
+            (tunnel_id,) = inspectors[0]._rings.by_tunnel
         async with running_server(tmp_path):
             assert [one.path for one in await inspectors[1].recent(ADMIN, tunnel_id)] == ["/kept"]
         for file in tmp_path.rglob("*.db*"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import h11
 import pytest
 import trio
 
@@ -75,6 +77,15 @@ async def check_captures(cli: PlayedCli, server: RunningServer, up: Up) -> None:
     assert reply.status == 200, reply
 
 
+async def audited(cli: PlayedCli, server: RunningServer) -> list[str]:
+    """The kinds of events, oldest first, without refusals (how often the stand-in knocks is chance)."""
+    headers = [("Host", "localhost"), ("Authorization", f"Bearer {server.admin_token}")]
+    reply = await cli.api.send("GET", "/api/audit?limit=100", headers)
+    assert reply.status == 200
+    found = [entry["event"] for entry in json.loads(reply.body)["entries"]]
+    return [event for event in reversed(found) if event != "login_refused"]
+
+
 async def test_the_played_cli_from_login_to_logout(tmp_path: Path) -> None:
     async with (
         http_service() as service,
@@ -98,11 +109,13 @@ async def test_the_played_cli_from_login_to_logout(tmp_path: Path) -> None:
             reply = await cli.user_call("GET", "/v1/tunnels/telemetry")
             check_live(reply.json)
             assert reply.json[0]["metrics"]["requests"] == 3
-            assert reply.json[0]["metrics"]["bytes"] > 0
+            measured_bytes = reply.json[0]["metrics"]["bytes"]
             assert reply.json[0]["region"] == "EU-1"
             reply = await cli.user_call("GET", f"/v1/tunnels/{up.id}/requests")
             check_requests(reply.json)
             assert [one["path"] for one in reply.json] == ["/page/2", "/page/1", "/page/0"]
+            assert all(one["responseBytes"] > 0 for one in reply.json)
+            assert sum(one["responseBytes"] for one in reply.json) == measured_bytes
             await check_captures(cli, server, up)
             assert service.seen[-1].target == "/page/2"  # sent again
             assert (await cli.heartbeat(up)).status == 200
@@ -117,6 +130,15 @@ async def test_the_played_cli_from_login_to_logout(tmp_path: Path) -> None:
         assert (await cli.ingest(up, QUIET)).status == 404
         assert (await cli.stop(up.id)).status == 404
         assert await cli.list() == []
+        assert await audited(cli, server) == [
+            "login_approved",
+            "login_exchanged",
+            "lease_created",
+            "login_accepted",
+            "tunnel_registered",
+            "replayed",
+            "lease_ended",
+        ]
         await cli.logout()
         assert (await cli.user_call("GET", "/v1/tunnels")).status == 401
 
@@ -247,6 +269,87 @@ async def test_a_native_delete_ends_the_stand_in(serving: Any) -> None:
     assert reply.status == 204
     assert await child.wait() == 3
     assert "is gone" in child.lines[-1]
+
+
+@dataclass
+class SlowService:
+    """Answers each request with `head` at once and `rest` when it is let."""
+
+    head: bytes
+    rest: bytes
+    asked: trio.Event = field(default_factory=trio.Event)
+    go: trio.Event = field(default_factory=trio.Event)
+
+    async def handle(self, stream: trio.SocketStream) -> None:
+        await stream.receive_some(65536)
+        await stream.send_all(self.head)
+        self.asked.set()
+        await self.go.wait()
+        await stream.send_all(self.rest)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
+
+
+async def test_who_is_in_gets_the_reply_when_the_tunnel_is_stopped(tmp_path: Path) -> None:
+    service = SlowService(HEAD + b"first", b"later")
+    async with (
+        tcp_service(service.handle) as port,
+        running_server(tmp_path) as server,
+        played_cli(server.ready.dashboard_url) as cli,
+        played_cli(server.ready.dashboard_url) as other_shell,
+    ):
+        cli.access = other_shell.access = server.admin_token
+        up = await cli.up(port, "app")
+        bodies: list[bytes] = []
+
+        async def visit() -> None:
+            async with await server.connect() as stream:
+                bodies.append((await HttpClient(stream).request(server.host("app"))).body)
+
+        async with stand_in(up.cloudflared_token) as child:
+            await child.wait_for("location=")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(visit)
+                await service.asked.wait()
+                nursery.start_soon(other_shell.stop, up.id)
+                while [one["status"] for one in await cli.list()] != ["stopping"]:
+                    await trio.lowlevel.checkpoint()
+                assert await get(server, "app") == 404
+                service.go.set()
+            assert bodies == [b"firstlater"]
+            assert await child.wait() == 3
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before the reply", "in the middle of it"])
+async def test_who_is_in_is_cut_when_the_lease_runs_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """An answer that says which hop failed, or a reply that does not look complete."""
+    monkeypatch.setattr(leases_module, "LEASE_SECONDS", 4)
+    service = SlowService(HEAD + b"first" if begun else b"", b"")
+    async with (
+        tcp_service(service.handle) as port,
+        running_server(tmp_path) as server,
+        played_cli(server.ready.dashboard_url) as cli,
+    ):
+        cli.access = server.admin_token
+        up = await cli.up(port, "app")
+        async with stand_in(up.cloudflared_token) as child:
+            await child.wait_for("location=")
+            async with await server.connect() as stream:
+                visitor = HttpClient(stream)
+                with trio.fail_after(20):
+                    if begun:
+                        with pytest.raises(ExceptionGroup) as cut:
+                            await visitor.request(server.host("app"))
+                        assert cut.group_contains((h11.RemoteProtocolError, trio.BrokenResourceError))
+                    else:
+                        reply = await visitor.request(server.host("app"))
+                        assert reply.status == 502
+                        assert b"agent" in reply.body
+            assert await child.wait() == 3
+        service.go.set()
 
 
 async def test_a_lease_that_runs_out_ends_the_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

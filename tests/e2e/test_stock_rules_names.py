@@ -125,9 +125,9 @@ async def test_7_C13_of_many_agents_at_one_instant_exactly_one_wins(whole: Whole
 async def test_7_C14_a_dead_holder_of_the_same_owner_loses_its_name(
     whole: WholeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rustunnel_py.hub import sessions
+    from rustunnel_py.hub import claims
 
-    monkeypatch.setattr(sessions, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(claims, "ANSWER_SECONDS", 0.2)
     async with whole.serving(1) as holder, whole.agent() as claimant:
         assert "in use from 127.0.0.1" in await refusal(claimant, "demo")
         holder.freeze()

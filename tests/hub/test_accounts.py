@@ -162,6 +162,51 @@ async def test_a_read_token_opens_no_tunnels(accounts: Accounts) -> None:
         accounts.require_admin(caller)
 
 
+async def test_a_read_token_acts_for_the_user_that_it_was_made_to_look_at(store: Store) -> None:
+    accounts = Accounts(store, ADMIN, True)
+    agent, agent_secret = await accounts.create_token("agent")
+    reader, secret = await accounts.create_token("reader", role=Role.READ, reads=agent.id)
+    _, of_admin = await accounts.create_token("of admin", role=Role.READ, reads="admin")
+    _, of_reader = await accounts.create_token("of reader", role=Role.READ, reads=reader.id)
+    owner = (await accounts.authenticate(agent_secret, PEER)).owner
+    for one in (secret, of_reader):
+        caller = await accounts.authenticate(one, PEER)
+        assert (caller.owner, caller.role) == (owner, Role.READ)
+        with pytest.raises(Forbidden):
+            accounts.require_writer(caller)
+        with pytest.raises(BadCredentials, match="may read"):
+            await accounts.authenticate_agent(one, PEER)
+    assert (await accounts.authenticate(of_admin, PEER)).owner == (await accounts.authenticate(ADMIN, PEER)).owner
+    assert not (await accounts.authenticate(of_admin, PEER)).is_admin
+    ended: list[str] = []
+    accounts.on_ended(ended.append)
+    await accounts.delete_token(agent.id)
+    assert ended == [agent.id]
+    assert (await accounts.authenticate(secret, PEER)).owner == owner  # it has an end of its own
+
+
+async def test_a_read_token_for_nobody_is_refused(accounts: Accounts) -> None:
+    token, _ = await accounts.create_token("one")
+    for role in (Role.AGENT, Role.ADMIN):
+        with pytest.raises(Unavailable, match="role read"):
+            await accounts.create_token("two", role=role, reads=token.id)
+    with pytest.raises(NotFound, match="no such token"):
+        await accounts.create_token("two", role=Role.READ, reads="00000000-0000-4000-8000-000000000000")
+    assert len(accounts.list_tokens()) == 1
+
+
+async def test_an_expiry_is_kept_in_utc(accounts: Accounts) -> None:
+    token, _ = await accounts.create_token("one", expires_at=datetime.fromisoformat("2027-01-01T00:00:00+05:00"))
+    assert token.expires_at is not None
+    assert token.expires_at.isoformat() == "2026-12-31T19:00:00+00:00"
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
+async def test_an_expiry_that_is_no_date_in_utc_is_refused(accounts: Accounts, text: str) -> None:
+    with pytest.raises(BadRequest, match="expires_at"):
+        await accounts.create_token("one", expires_at=datetime.fromisoformat(text))
+
+
 async def test_what_roles_may_do(accounts: Accounts) -> None:
     _, agent = await accounts.create_token("agent")
     _, admin = await accounts.create_token("admin", role=Role.ADMIN)

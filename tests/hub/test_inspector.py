@@ -383,6 +383,17 @@ async def test_the_right_words_for_what_is_not_found(at: Inspected) -> None:
 # changing
 
 
+async def test_what_is_deleted_while_the_writer_waits_stays_deleted(at: Inspected) -> None:
+    visit(at, get("/"))
+    wanted = (await last(at)).id
+    async with trio.open_nursery() as nursery, at.inspector._writer.writing:
+        nursery.start_soon(at.inspector.delete, OWNER, at.tunnel_id, wanted)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(at.inspector.write)
+        await trio.testing.wait_all_tasks_blocked()
+    assert await at.inspector.recent(OWNER, at.tunnel_id) == []
+
+
 async def test_delete_and_pin(at: Inspected) -> None:
     for number in range(3):
         visit(at, get(f"/{number}"))
@@ -575,6 +586,6 @@ async def test_a_view_ends_with_its_tunnel(at: Inspected) -> None:
 async def test_nothing_of_a_visitor_is_kept_alive(at: Inspected) -> None:
     assert isinstance(at.rig.link, FakeLink)
     visit(at, get("/"))
-    ring = at.inspector._rings[at.tunnel_id]
+    ring = at.inspector._rings.by_tunnel[at.tunnel_id]
     held = [getattr(recording, slot, None) for recording in ring for slot in type(recording).__slots__]
     assert not any(type(value).__name__ in ("FedConnection", "Visit", "Turn", "Visitor") for value in held)

@@ -9,7 +9,6 @@ import trio.testing
 
 from rustunnel_py.config import InspectConfig
 from rustunnel_py.errors import BadRequest, Forbidden, Hop, HopError, NotFound, Unavailable
-from rustunnel_py.hub import inspector as inspector_module
 from rustunnel_py.hub import replay
 from rustunnel_py.hub.gate import Answer, Gate, NeedBody, Pass, Slow
 from rustunnel_py.hub.replay import Edit, Replayed
@@ -45,7 +44,7 @@ async def captured(at: Inspected, request: bytes, reply: bytes = OK) -> Capture:
 async def forgotten(at: Inspected) -> None:
     """Everything is in the store and nothing in memory."""
     await at.inspector.write()
-    ring = at.inspector._rings[at.tunnel_id]
+    ring = at.inspector._rings.by_tunnel[at.tunnel_id]
     for recording in list(ring):
         ring.remove(recording)
 
@@ -173,7 +172,7 @@ async def test_A17_an_upgrade_is_refused(at: Inspected) -> None:
 
 
 async def test_A17_too_many_at_once(at: Inspected, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspector_module, "REPLAYS_AT_ONCE", 1)
+    monkeypatch.setattr(replay, "REPLAYS_AT_ONCE", 1)
     original = await captured(at, get("/"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(at.inspector.replay, OWNER, at.tunnel_id, original.id))
@@ -181,7 +180,10 @@ async def test_A17_too_many_at_once(at: Inspected, monkeypatch: pytest.MonkeyPat
             await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Unavailable):
             await at.inspector.replay(OWNER, at.tunnel_id, original.id)
+        (going_on,) = await at.inspector.open_ones(READER, at.tunnel_id)
+        assert (going_on.origin, going_on.is_open) == (original.id, True)
         nursery.cancel_scope.cancel()
+    assert await at.inspector.open_ones(OWNER, at.tunnel_id) == []
     assert at.rig.exchange.was_reset
     assert (await at.inspector.recent(OWNER, at.tunnel_id, 1))[0].status == 499
     assert len(await replayed(at, original)) == 1

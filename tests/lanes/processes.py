@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +26,22 @@ def _environment() -> dict[str, str]:
 
 
 class AgentProcess:
-    """`rustunnel-py http PORT --subdomain NAME` against a server process; `kill` and `start` as often as one likes."""
+    """`rustunnel-py http PORT --subdomain NAME` against a server process; `kill` and `start` as often as one likes.
 
-    def __init__(self, server: ServerProcess, name: str, port: int) -> None:
+    `tunnel` replaces the first words: `("tcp", "PORT")`. `variables` are added to its environment.
+    """
+
+    def __init__(
+        self,
+        server: ServerProcess,
+        name: str,
+        port: int,
+        *,
+        tunnel: tuple[str, ...] = (),
+        variables: dict[str, str] | None = None,
+    ) -> None:
         self._command = [
-            *(sys.executable, "-m", "rustunnel_py", "http", str(port), "--subdomain", name, "--json"),
+            *(sys.executable, "-m", "rustunnel_py", *(tunnel or ("http", str(port), "--subdomain", name)), "--json"),
             *("--server", f"localhost:{server.control_port}", "--ca", str(server.data / "ca.pem")),
         ]
         self._environment = {
@@ -37,26 +50,43 @@ class AgentProcess:
             "XDG_CONFIG_HOME": str(server.data / f"agent-{name}"),
             "XDG_STATE_HOME": str(server.data / f"agent-{name}"),
             "HOME": str(server.data / f"agent-{name}"),
+            **(variables or {}),
         }
         self.process: subprocess.Popen[str] | None = None
+        self.public_url = ""
+        self._up = threading.Event()
+        self._follower: threading.Thread | None = None
 
     def start(self) -> None:
+        self.public_url = ""
+        self._up.clear()
         self.process = subprocess.Popen(
             self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
+        self._follower = threading.Thread(target=self._follow, args=(self.process,), daemon=True)
+        self._follower.start()
+
+    def _follow(self, process: subprocess.Popen[str]) -> None:
+        """Read what it says until its end: an output that nobody reads would fill."""
+        assert process.stdout is not None
+        for line in process.stdout:
+            if not self.public_url and '"public_url"' in line:
+                self.public_url = json.loads(line)["public_url"]
+                self._up.set()
+        self._up.set()
 
     def wait_serving(self) -> None:
         assert self.process is not None
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if "public_url" in json.loads(line):
-                return
-        raise RuntimeError(f"the agent ended with {self.process.wait()}")
+        self._up.wait()
+        if not self.public_url:
+            raise RuntimeError(f"the agent ended with {self.process.wait()}")
 
-    def kill(self) -> None:
+    def kill(self, number: int = signal.SIGKILL) -> None:
         if self.process is not None:
-            self.process.kill()
+            self.process.send_signal(number)
             self.process.wait()
+            if self._follower is not None:
+                self._follower.join()
             if self.process.stdout is not None:
                 self.process.stdout.close()
 
@@ -80,3 +110,7 @@ def rss(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("no VmRSS")
+
+
+def descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))

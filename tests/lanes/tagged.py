@@ -15,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 MOST_LINES = 400  # of a body; 17 bytes each
+HANG_SECONDS = 60.0  # far beyond what any visitor may be made to wait
 
 
 class _Peer:
@@ -112,7 +113,7 @@ def _answer(peer: _Peer) -> bool:
 
 @dataclass
 class Outcome:
-    """Answers by kind: `ok`, a status, `cut`, `ended`, `left`; and the ones that were somebody else's."""
+    """Answers by kind: `ok`, a status, `cut`, `ended`, `left`, `hang`; and the ones that were somebody else's."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     crossed: list[str] = field(default_factory=list)
@@ -123,6 +124,7 @@ class _Visitor(_Peer):
     tag = b""
     lines = 0
     leaves_at = -1  # so many bytes of an answer, then it resets
+    asked_at = 0.0
 
 
 class Crowd:
@@ -154,6 +156,9 @@ class Crowd:
                 visitor = self._visitors.get(number)
                 if visitor is not None:
                     self._turn(visitor)
+        late = time.monotonic() - HANG_SECONDS
+        for visitor in [visitor for visitor in self._visitors.values() if visitor.asked_at < late]:
+            self._count("hang", visitor, again=True)
         return True
 
     def _connect(self) -> None:
@@ -169,6 +174,7 @@ class Crowd:
         if self._sent >= self._requests:
             return False
         self._sent += 1
+        visitor.asked_at = time.monotonic()
         rolls = self._random
         tag = visitor.tag = b"%016x" % (self._sent * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
         visitor.lines = rolls.choice((1, 1, 1, 5, 50, MOST_LINES))

@@ -77,7 +77,8 @@ def test_what_is_cleaned() -> None:
         "US-EAST",
         "X" * 16,
     ]
-    assert [clean_path(text) for text in ("/a?b=1#c", "a", "", "#x", "/" + "p" * 600)] == [
+    assert [clean_path(text) for text in ("/a?b=1#c", " /a\ufeff", "a", "", "#x", "/" + "p" * 600)] == [
+        "/a",
         "/a",
         "/a",
         "/",

@@ -12,10 +12,11 @@ from rustunnel_py.model.capture import Capture, Kind, Message
 from rustunnel_py.model.tunnel import Peer
 from rustunnel_py.store import captures as captures_module
 from rustunnel_py.store.captures import Captures, Filter, Retention
+from rustunnel_py.store.database import Transaction
 from rustunnel_py.store.store import Store, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
@@ -120,6 +121,30 @@ async def test_F01_writing_twice_changes_nothing(captures: Captures) -> None:
     await captures.write([capture(1), capture(2)], OWNERS)
     await captures.load()
     assert captures.shares["t1"].rows == 2
+
+
+async def test_F19_any_number_of_rows_needs_three_statements_and_large_rows_are_alone(
+    captures: Captures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection keeps each statement, with the values of its last use: large ones would stay in many of them."""
+    written: list[tuple[int, int]] = []
+    execute = Transaction.execute
+
+    async def noting(self: Transaction, sql: str, values: Sequence[object] = ()) -> int:
+        if sql.startswith("INSERT OR IGNORE INTO captures "):
+            written.append((len(values) // 15, max(len(value) for value in values if isinstance(value, bytes))))
+        return await execute(self, sql, values)
+
+    monkeypatch.setattr(Transaction, "execute", noting)
+    seq = 0
+    for count in (1, 7, 8, 9, 63, 64, 65, 137):
+        batch = [capture(seq + n, response_body=b"x" * (100_000 if n % 10 == 3 else 10)) for n in range(count)]
+        seq += count
+        await captures.write(batch, OWNERS)
+    await captures.load()
+    assert captures.shares["t1"].rows == seq
+    assert {rows for rows, _ in written} == {64, 8, 1}
+    assert max(size for rows, size in written if rows > 1) < 10_000
 
 
 async def test_pages_by_cursor(captures: Captures) -> None:

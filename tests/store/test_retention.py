@@ -10,8 +10,7 @@ from rustunnel_py.hub import audit as events
 from rustunnel_py.hub import retention
 from rustunnel_py.hub.audit import Audit
 from rustunnel_py.hub.retention import Retention
-from rustunnel_py.store import audit as audit_store
-from rustunnel_py.store import tunnel_log
+from rustunnel_py.store import batch
 from rustunnel_py.store.store import Store, open_store
 from rustunnel_py.store.tunnel_log import LogEntry
 
@@ -56,7 +55,7 @@ def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_ended_too_long_ago_is_forgotten_in_small_steps(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tunnel_log, "PRUNED_AT_ONCE", 3)
+    monkeypatch.setattr(batch, "PRUNED_AT_ONCE", 3)
     for number in range(10):
         registered(store, number, NOW - timedelta(days=20 - number))
     registered(store, 10, None)
@@ -85,7 +84,7 @@ async def test_no_bound_forgets_nothing(store: Store) -> None:
 
 
 async def test_audit_events_are_kept_for_so_many_days(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_store, "PRUNED_AT_ONCE", 2)
+    monkeypatch.setattr(batch, "PRUNED_AT_ONCE", 2)
     for days in (50, 40, 31, 29, 0):
         Audit(store.audit, now=lambda days=days: NOW - timedelta(days=days)).note(  # type: ignore[misc]
             events.TokenExpired(token=str(days))
@@ -98,7 +97,7 @@ async def test_audit_events_are_kept_for_so_many_days(store: Store, monkeypatch:
 async def test_D12_a_disk_that_does_not_keep_up_drops_the_oldest_events(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_store, "PENDING_MAX", 3)
+    monkeypatch.setattr(batch, "PENDING_MAX", 3)
     for number in range(5):
         Audit(store.audit).note(events.TokenExpired(token=str(number)))
     assert store.audit.dropped == 2

@@ -14,8 +14,11 @@ import pytest
 
 from rustunnel_py.errors import StoreError
 from rustunnel_py.model.access import Role
+from rustunnel_py.store.audit import AuditRow
 from rustunnel_py.store.store import Store, open_store
 from rustunnel_py.store.tokens import Token
+from rustunnel_py.store.tunnel_log import LogEntry
+from tests.support.read_only import turned_read_only
 
 if TYPE_CHECKING:
     from rustunnel_py.store.database import Transaction
@@ -60,6 +63,32 @@ async def test_D02_a_place_where_nothing_can_be_written(captured: Path) -> None:
         async with open_store(Path("/proc/nothing.db"), captured):
             pass
     assert "\n" not in str(caught.value)
+
+
+async def test_D02_turned_read_only_while_running(main: Path, captured: Path) -> None:
+    """What changes something fails and says so, what reads goes on, what can wait waits, and all recovers by itself."""
+    entry = LogEntry("l1", "x", "u1", "http", "a.localhost", "s1", None, None, NOW)
+    async with open_store(main, captured) as store:
+        await store.tokens.create(token(1))
+        with turned_read_only(main, captured):
+            with pytest.raises(StoreError):
+                await store.tokens.create(token(2))
+            with pytest.raises(StoreError):
+                await store.tokens.delete("t1")
+            assert [one.id for one in store.tokens.all()] == ["t1"]
+            store.tokens.note_tunnel("t1")
+            await store.tokens.flush()
+            store.tunnel_log.opened(entry)
+            store.audit.append(AuditRow("a1", NOW, "token_expired", None, None, "{}"))
+            assert (await store.tunnel_log.history(None, None, 10, 0))[0] == 0  # reading goes on
+            assert await store.audit.page(None, None, 10) == []
+            assert (store.tunnel_log.waiting, store.audit.waiting) == (1, 1)
+        await store.tokens.create(token(3))
+        await store.tokens.flush()
+        assert await store.tunnel_log.history(None, None, 10, 0) == (1, [entry])
+        assert [row.id for row in await store.audit.page(None, None, 10)] == ["a1"]
+    async with open_store(main, captured) as store:
+        assert {one.id: one.tunnel_count for one in store.tokens.all()} == {"t1": 1, "t3": 0}
 
 
 async def test_D04_errors_now_and_then(main: Path, captured: Path) -> None:

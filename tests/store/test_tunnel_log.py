@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from rustunnel_py.store import tunnel_log as tunnel_log_module
+from rustunnel_py.store import batch
+from rustunnel_py.store.batch import WRITE_SECONDS
 from rustunnel_py.store.store import Store, open_store
-from rustunnel_py.store.tunnel_log import HEARTBEAT_SECONDS, WRITE_SECONDS, LogEntry
+from rustunnel_py.store.tunnel_log import HEARTBEAT_SECONDS, LogEntry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -130,7 +131,7 @@ async def test_run_writes_every_second_and_beats_while_tunnels_are_open(
             wall.now += timedelta(seconds=seconds)
             mock_clock.jump(seconds)
             await trio.testing.wait_all_tasks_blocked()
-            async with store.tunnel_log._writing:  # until a write that began has ended
+            async with store.tunnel_log._batch._writing:  # until a write that began has ended
                 pass
 
         await tick(HEARTBEAT_SECONDS)
@@ -152,7 +153,7 @@ async def test_run_writes_every_second_and_beats_while_tunnels_are_open(
 async def test_D12_a_disk_that_does_not_keep_up_drops_the_oldest(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tunnel_log_module, "PENDING_MAX", 5)
+    monkeypatch.setattr(batch, "PENDING_MAX", 5)
     other = sqlite3.connect(tmp_path / "rustunnel.db", isolation_level=None)
     other.execute("CREATE TRIGGER stop BEFORE INSERT ON tunnel_log BEGIN SELECT raise(ABORT, 'no'); END")
     for number in range(4):
@@ -173,3 +174,23 @@ async def test_D03_events_of_a_write_that_failed_after_all_went_through_are_not_
     await store.tunnel_log.flush()
     store.tunnel_log.opened(ENTRY)
     assert await store.tunnel_log.history(None, None, 50, 0) == (1, [ENTRY])
+
+
+async def test_whose_a_tunnel_was(store: Store) -> None:
+    assert await store.tunnel_log.owner_of("t1") is None
+    store.tunnel_log.opened(ENTRY)
+    assert await store.tunnel_log.owner_of("t1") == "u1"  # written or not
+    store.tunnel_log.closed("l1", NOW)
+    store.tunnel_log.opened(replace(ENTRY, id="l2", owner="u2"))
+    assert await store.tunnel_log.owner_of("t1") == "u2"
+    assert await store.tunnel_log.owner_of("' OR 1=1 --") is None
+
+
+async def test_whose_a_tunnel_was_is_looked_up_not_searched_for(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "rustunnel.db", tmp_path / "captured.db"):
+        connection = sqlite3.connect(tmp_path / "rustunnel.db")
+        (plan,) = connection.execute(
+            "EXPLAIN QUERY PLAN SELECT owner FROM tunnel_log WHERE tunnel_id = 'x' ORDER BY seq DESC LIMIT 1"
+        )
+        connection.close()
+    assert "tunnel_log_by_tunnel" in plan[3]

@@ -105,10 +105,14 @@ class ApiBench:
         return self.tunnel(TcpPort(port), caller, Protocol.TCP)
 
     async def token(
-        self, label: str, role: Role = Role.AGENT, expires_at: datetime | None = None
+        self,
+        label: str,
+        role: Role = Role.AGENT,
+        expires_at: datetime | None = None,
+        reads: str | None = None,
     ) -> tuple[str, Caller]:
         """A new API token: its raw text and who it stands for."""
-        token, secret = await self.accounts.create_token(label, role=role, expires_at=expires_at)
+        token, secret = await self.accounts.create_token(label, role=role, expires_at=expires_at, reads=reads)
         return secret.reveal(), Caller(token.owner, role, token.id, label)
 
 
@@ -119,7 +123,13 @@ async def api_bench(folder: Path, inspect: InspectConfig | None = None) -> Async
         registry = Registry(NoPorts(), (20000, 20099), trio.current_time)
         registry.places = Places("t.example.com", 8080, 443)
         audit = Audit(store.audit)
-        inspector = Inspector(inspect or InspectConfig(), registry, cast("Pump", _Clock()), Captures(store.captured))
+        inspector = Inspector(
+            inspect or InspectConfig(),
+            registry,
+            cast("Pump", _Clock()),
+            Captures(store.captured),
+            owner_of=store.tunnel_log.owner_of,
+        )
         await inspector.start()
         accounts = Accounts(store, Secret(ADMIN_TOKEN), True, note=audit.note)
         accounts.on_ended(inspector.end_views)

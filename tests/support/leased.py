@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from quart import Quart
 
     from rustunnel_py.errors import LinkLost
+    from rustunnel_py.hub.audit import Event
     from rustunnel_py.hub.link import Link
     from rustunnel_py.hub.registry import TellVisit, Tunnel
     from rustunnel_py.store.store import Store
@@ -103,6 +104,7 @@ class LeasedHouse:
     leases: Leases
     logins: Logins
     telemetry: Telemetry
+    events: list[Event]  # what was noted for the audit
     app: Quart
     clock: MockClock
     began: float
@@ -189,7 +191,12 @@ class LeasedHouse:
 
 @asynccontextmanager
 async def leased_house(
-    folder: Path, *, max_active: int = 5, reserved: tuple[str, ...] = (), began: float | None = None
+    folder: Path,
+    *,
+    max_active: int = 5,
+    reserved: tuple[str, ...] = (),
+    began: float | None = None,
+    origin: str | None = None,
 ) -> AsyncIterator[LeasedHouse]:
     """`began`: the virtual time of NOON, for a second server in the first one's place."""
     clock = trio.lowlevel.current_clock()
@@ -199,10 +206,11 @@ async def leased_house(
     def now() -> datetime:
         return NOON + timedelta(seconds=trio.current_time() - at)
 
+    events: list[Event] = []
     async with open_store(folder / "main.db", folder / "captured.db", now=now) as store:
         registry = Registry(NoPorts(), (20000, 20099), trio.current_time)
         registry.places = Places(DOMAIN, 8080, 443)
-        accounts = Accounts(store, Secret(ADMIN_TOKEN), True, now=now)
+        accounts = Accounts(store, Secret(ADMIN_TOKEN), True, now=now, note=events.append)
         sessions = Sessions(
             registry,
             accounts,
@@ -212,6 +220,7 @@ async def leased_house(
             max_tunnels=50,
             hold_seconds=60,
             clock=trio.current_time,
+            note=events.append,
         )
         leases = Leases(
             store.leases,
@@ -223,8 +232,9 @@ async def leased_house(
             reserved=reserved,
             max_active=max_active,
             now=now,
+            note=events.append,
         )
-        logins = Logins(store.logins, accounts, now=now)
+        logins = Logins(store.logins, accounts, now=now, note=events.append)
         telemetry = Telemetry(store.telemetry, registry, region="eu-1", now=now)
         leases.on_ended(telemetry.forget)
         sessions.on_attached(telemetry.watch)
@@ -234,11 +244,12 @@ async def leased_house(
             accounts=accounts,
             tunnel_log=store.tunnel_log,
             domain=DOMAIN,
-            rs_tunnel_parts=RsTunnel(leases, logins, telemetry, lambda: (f"{DOMAIN}:4040", PIN)),
+            dashboard_origin=origin,
+            rs_tunnel_parts=RsTunnel(leases, logins, telemetry, lambda: (f"{DOMAIN}:4040", PIN), events.append),
         )
         await leases.load()
         await logins.load()
-        house = LeasedHouse(store, registry, sessions, accounts, leases, logins, telemetry, app, clock, at)
+        house = LeasedHouse(store, registry, sessions, accounts, leases, logins, telemetry, events, app, clock, at)
         async with trio.open_nursery() as chores:
             chores.start_soon(leases.run)
             chores.start_soon(logins.run)

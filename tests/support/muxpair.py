@@ -146,6 +146,7 @@ class Hearing:
     def data(self, data: memoryview) -> None:
         assert len(data) > 0
         self._alive("data")
+        assert "eof" not in self.events, "data after eof"
         self.received += data
         self.pieces.append(len(data))
         if self.on_data is not None:
