@@ -9,6 +9,7 @@ the token or showed another key than the pin says, 4 it refused the wished name 
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import sys
@@ -381,6 +382,7 @@ def _run_agent(
         machine=machine_id(os.environ),
     )
     with open_screen(json=as_json) as screen:
+        gc.freeze()  # no module will ever be garbage: collections need not walk them
         code = trio.run(partial(run_agent, config, screen, pump_kind=pump))
     sys.exit(code)
 

@@ -58,7 +58,7 @@ from rustunnel_py.transport.listen import Intake, bind, descriptor_ceiling, rais
 from rustunnel_py.transport.pump import open_pump
 from rustunnel_py.transport.stream import ConnectionStream
 from rustunnel_py.transport.tls import choose_certificate, server_context
-from rustunnel_py.watchdog import CrashLog, log_what_the_interpreter_ignores, watched_loop
+from rustunnel_py.watchdog import CrashLog, log_what_the_interpreter_ignores, spare_start_up, watched_loop
 
 if TYPE_CHECKING:
     import socket
@@ -546,6 +546,7 @@ async def _serve_until_signal(config: Config, folder: DataFolder, executable: st
     async with watched_loop(), trio.open_nursery() as nursery:
         nursery.start_soon(_obey_signals, stopping, hangup, nursery.cancel_scope)
         ready: Ready = await nursery.start(run)
+        spare_start_up()
         terminal = sys.stdout is not None and sys.stdout.isatty()
         say = partial(logs.say, greeting(ready, executable, terminal=terminal))
         await trio.to_thread.run_sync(say, abandon_on_cancel=True)  # an output that nobody reads holds nothing up

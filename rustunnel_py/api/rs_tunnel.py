@@ -19,7 +19,7 @@ from werkzeug.routing import BaseConverter
 from rustunnel_py.api import rs_tunnel_shapes as shapes
 from rustunnel_py.api.caller import peer
 from rustunnel_py.api.limits import CallLimits, LimitReached, tell_allowance
-from rustunnel_py.api.rs_tunnel_login import login_routes, show_fault
+from rustunnel_py.api.rs_tunnel_login import CallbackRefused, login_routes, show_fault
 from rustunnel_py.api.rs_tunnel_shapes import Invalid, answer, parse_body
 from rustunnel_py.errors import BadCredentials, Denied, Forbidden, NotFound, StoreError, Unavailable
 from rustunnel_py.hub.audit import AccessRefused, unheard, who_is
@@ -55,7 +55,15 @@ LIMITS = {
 }
 NO_LOGIN = frozenset(
     f"rs_tunnel.{name}"
-    for name in ("login_start", "login_status", "login_exchange", "login_refresh", "approval", "answer_approval")
+    for name in (
+        "login_start",
+        "login_status",
+        "login_exchange",
+        "login_refresh",
+        "callback",
+        "approval",
+        "answer_approval",
+    )
 )
 OPEN = frozenset({"rs_tunnel.healthz", "rs_tunnel.description"})
 MACHINE = frozenset({"rs_tunnel.heartbeat", "rs_tunnel.heartbeat_of_nothing", "rs_tunnel.ingest"})
@@ -290,6 +298,8 @@ def show_error(error: Exception) -> Response:
             return _error(404, "TUNNEL_NOT_FOUND", str(error))
         case Forbidden():
             return _error(403, "FORBIDDEN", str(error))
+        case CallbackRefused():
+            return _error(error.status, error.code, str(error))
         case Denied():
             return _error(error.status, "INVALID_INPUT", str(error))
         case StoreError():

@@ -57,6 +57,14 @@ _STATUS: dict[FlowState, Literal["pending", "authorized", "expired"]] = {
 }
 
 
+class CallbackRefused(Denied):
+    status = 400
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def show_fault(fault: Fault) -> tuple[int, str]:
     """Status and code of what went wrong in a login."""
     return _FAULTS[fault]
@@ -95,6 +103,21 @@ def login_routes(api: Blueprint, logins: Logins, doorkeeper: Doorkeeper, caller:
         token = Secret(wanted.refresh_token) if wanted is not None and wanted.refresh_token else None
         await logins.log_out(caller(), token, peer())
         return answer(shapes.OkShown())
+
+    @api.get("/v1/auth/slack/callback")
+    async def callback() -> Response:
+        """Where upstream's Slack sends a browser back to. Nothing here sends it there; whoever comes is told what is
+        wrong with the link, or shown the page that approves.
+        """
+        given = request.args
+        if "error" in given:
+            raise CallbackRefused("SLACK_OAUTH_DENIED", "The login was denied.")
+        if not given.get("state") or not given.get("code"):
+            raise CallbackRefused("MISSING_OAUTH_PARAMS", "The link has no state, or no code.")
+        flow = logins.pending(given["state"])
+        response = Response("", 303)
+        response.headers["Location"] = f"{_APPROVE}?{urlencode({'state': flow.state})}"
+        return response
 
     @api.get(_APPROVE)
     async def approval() -> Response:

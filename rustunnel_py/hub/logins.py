@@ -3,8 +3,8 @@
     start ──> pending ──approve──> approved ──the status is asked──> handed over ──exchange──> over
                      └──refuse───> refused
 
-* A flow lives FLOW_SECONDS, in memory. Whoever finishes it must show the verifier of the challenge that started it
-  (PKCE, RFC 7636, S256); the state alone, which is in a URL, opens nothing.
+* A flow lives FLOW_SECONDS, and is remembered a while longer, in memory. Whoever finishes it must show the verifier
+  of the challenge that started it (PKCE, RFC 7636, S256); the state alone, which is in a URL, opens nothing.
 * A login gives pairs. A refresh token is good once; it brings a new pair. One that was replaced is taken again while
   nothing of a newer pair has been seen (the answer may have been lost) and for GRACE_SECONDS (two commands may run
   at once). Later it is a stolen or a stale copy, and nobody can tell: the whole login ends (RFC 9700, 4.14.2).
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from rustunnel_py.store.logins import LoginBook
 
 FLOW_SECONDS = 600.0
+FLOW_KEPT_SECONDS = 3600.0  # so long one that is over is told so; afterwards, and where there is no room, it is unknown
 FLOWS_MAX = 1000  # waiting at a time; a start costs its sender a call of ten a minute
 PAIR_SECONDS = 30 * 24 * 3600  # both tokens of a pair
 GRACE_SECONDS = 60.0
@@ -181,8 +182,7 @@ class Logins:
 
     def _drop_old(self) -> None:
         now = self._now()
-        for flow in [flow for flow in self._flows.values() if self._is_old(flow)]:
-            self._drop_flow(flow)
+        self._drop_flows(FLOW_KEPT_SECONDS)
         for login_id, pairs in list(self._pairs.items()):
             if all(pair.expires_at <= now for pair in pairs.values()):
                 self._forget(login_id)
@@ -217,7 +217,7 @@ class Logins:
     def start(self, email: str, challenge: str, callback: str | None, peer: Peer) -> Flow:
         """Raises LoginRefused(TOO_MANY)."""
         if len(self._flows) >= FLOWS_MAX:
-            self._drop_old()
+            self._drop_flows(FLOW_SECONDS)
         if len(self._flows) >= FLOWS_MAX:
             raise LoginRefused(Fault.TOO_MANY, "Too many logins are waiting; try again in a few minutes.")
         flow = Flow(secrets.token_urlsafe(32), email, challenge, callback, peer, self._clock())
@@ -227,9 +227,12 @@ class Logins:
     def _is_old(self, flow: Flow) -> bool:
         return self._clock() - flow.began >= FLOW_SECONDS
 
-    def _drop_flow(self, flow: Flow) -> None:
-        self._flows.pop(flow.state, None)
-        self._by_code.pop(flow.code_hash, None)
+    def _drop_flows(self, seconds: float) -> None:
+        """Those that began so long ago."""
+        now = self._clock()
+        for flow in [flow for flow in self._flows.values() if now - flow.began >= seconds]:
+            del self._flows[flow.state]
+            self._by_code.pop(flow.code_hash, None)
 
     def pending(self, state: str) -> Flow:
         """The flow that waits for an answer. Raises LoginRefused."""

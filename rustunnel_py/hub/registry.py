@@ -85,6 +85,7 @@ class Tunnel:
         "tally",
         "target",
         "tell",
+        "watch",
     )
 
     def __init__(self, id: str, owner: str, address: Address, protocol: Protocol, now: float) -> None:
@@ -101,6 +102,7 @@ class Tunnel:
         self.registered_at = datetime.now(UTC)
         self.requests = 0  # exchanges and connections since it was made
         self.tell: TellVisit | None = None
+        self.watch: TellVisit | None = None  # what goes on being told when its agent has left, and its visits fail
         self.tally = Tally()
         self.held_until: float | None = None  # trio's time; None while it serves
         self.record: Record | None = None
@@ -232,7 +234,7 @@ class Registry:
         now = self._clock()
         tunnel.links.remove(link, now)
         tunnel.session = None
-        tunnel.tell = None
+        tunnel.tell = tunnel.watch
         if not tunnel.links and tunnel.record is None:
             tunnel.held_until = now + seconds
 
@@ -256,7 +258,7 @@ class Registry:
             case UdpPort():
                 pass
         tunnel.session = None
-        tunnel.tell = None
+        tunnel.tell = tunnel.watch
         tunnel.links.close()
 
     def owns(self, tunnel: Tunnel) -> bool:

@@ -256,7 +256,7 @@ class Sessions:
             if not holder.tunnels:
                 holder.agent.end(Reset("its tunnel was taken over"))
         tunnel.session = None
-        tunnel.tell = None
+        tunnel.tell = tunnel.watch
         log.info("tunnel taken over", tunnel=tunnel.id, address=str(tunnel.address), from_session=holder.public_id)
         self._note(
             audit.TunnelTakenOver(
@@ -282,7 +282,8 @@ class Sessions:
         tunnel.protocol = wish.protocol
         tunnel.local_addr = wish.local_addr
         tunnel.target = wish.target
-        tunnel.tell = _both(agent.tell_visit(tunnel.id), self._watch and self._watch(tunnel))
+        tunnel.watch = self._watch and self._watch(tunnel)
+        tunnel.tell = _both(agent.tell_visit(tunnel.id), tunnel.watch)
         session.tunnels[tunnel.id] = tunnel
         self._registry.serve(tunnel, session, agent.link, session.peer)
         caller = session.caller
@@ -327,7 +328,7 @@ class Sessions:
         self._end_of_service(session, tunnel)
         if tunnel.record is not None:
             tunnel.session = None
-            tunnel.tell = None
+            tunnel.tell = tunnel.watch
             return False
         self._registry.release(tunnel)
         log.info("tunnel ended", tunnel=tunnel.id, address=str(tunnel.address))

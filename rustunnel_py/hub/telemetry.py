@@ -3,7 +3,7 @@
 * Once something was posted for a tunnel, that counts, as posted. Else, once it has carried its first visit, what
   the server measures: totals since the tunnel was made, durations from a request's head to the last byte of its reply.
 * History has one point each POINT_SECONDS and tunnel. The request log is what was posted; of a tunnel whose agent
-  posts nothing, the visits that its agent served, as an upload that the server makes to itself: once a second, and
+  posts nothing, the visits since its first one came, as an upload that the server makes to itself: once a second, and
   when somebody asks, the new ones get one instant, the cursor of whoever asks for more. They are written once it is
   clear that nobody posts (POST_SECONDS), at most ROWS_PER_SECOND; what is more than that is dropped and counted.
 * A visit costs one call and two appends; everything else is done when somebody asks, or once a second.
@@ -49,12 +49,14 @@ WRITE_SECONDS = 1.0
 PRUNE_SECONDS = 600.0
 REQUESTS_KEPT = timedelta(hours=24)
 POINTS_KEPT = timedelta(days=7)
+LATE_SECONDS = 2.0  # visits that end with their tunnel end a moment later
 POST_SECONDS = 10.0  # the CLI's first upload comes 2 s after its agent
 MEASURED_EVENTS_MAX = 500  # of one tunnel in memory, and in one second; as many as the inspector keeps
 UPLOAD_EVENTS = 200  # that get one instant: as many as the CLI sends at a time, and as a page of the log has
 ROWS_PER_SECOND = 1000  # of measured visits, over all tunnels: about 1 % of a core
 PENDING_MAX = 50_000  # rows that wait for a disk that does not answer; past that new ones are dropped and counted
 ERROR_STATUS = 500
+STATUS_MAX = 599  # the contract knows no higher one; a service may send any three digits
 VISITOR_LEFT = 499  # what the edge notes for a visitor who did not wait
 SWITCHED = 101
 MILLISECOND = timedelta(milliseconds=1)
@@ -82,6 +84,7 @@ class Telemetry:
         self._posted: dict[str, Snapshot] = {}
         self._points: dict[str, float] = {}  # when the last one of a tunnel was taken
         self._measured: dict[str, Measured] = {}
+        self._ended: dict[str, float] = {}  # when it was seen that a tunnel is gone
         self._pending = TelemetryBatch()
         self._writing = trio.Lock()
         self._pruned: float | None = None
@@ -104,16 +107,24 @@ class Telemetry:
 
     def watch(self, tunnel: Tunnel) -> TellVisit:
         """Measure a tunnel from now on: `tell` of `hub.registry.Tunnel`."""
-        measured = self._measured.get(tunnel.id)
-        if measured is None:
-            measured = self._measured[tunnel.id] = Measured(tunnel, self._clock, self._now)
-        measured.attached()
+        before = self._measured.get(tunnel.id)
+        if before is not None and before.is_of(tunnel):
+            return before.visited
+        measured = Measured(tunnel, self._clock, self._now)
+        if before is not None:  # another tunnel with its id came in its place
+            self._drop(tunnel.id)
+            measured.instant = before.instant
+        self._measured[tunnel.id] = measured
         return measured.visited
 
     def forget(self, tunnel_id: str) -> None:
-        """The tunnel has ended; its history stays."""
-        posted = self._posted.pop(tunnel_id, None)
+        """The tunnel has ended; its history stays, and what its last visits still tell comes into it."""
+        self._ended.setdefault(tunnel_id, self._clock())
+
+    def _drop(self, tunnel_id: str) -> None:
+        self._ended.pop(tunnel_id, None)
         self._points.pop(tunnel_id, None)
+        posted = self._posted.pop(tunnel_id, None)
         measured = self._measured.pop(tunnel_id, None)
         if measured is not None and posted is None:
             self._store(tunnel_id, measured.collect(), MEASURED_EVENTS_MAX)
@@ -162,6 +173,9 @@ class Telemetry:
                 await self._prune()
                 await trio.sleep(WRITE_SECONDS)
         finally:
+            for tunnel_id, measured in self._measured.items():
+                if tunnel_id not in self._posted and measured.is_unposted:
+                    self._store(tunnel_id, measured.collect(), MEASURED_EVENTS_MAX)
             await self.flush()
 
     def _look_around(self) -> None:
@@ -170,6 +184,8 @@ class Telemetry:
             tunnel = self._registry.get(tunnel_id)
             if tunnel is None:
                 self.forget(tunnel_id)
+                if self._clock() - self._ended[tunnel_id] >= LATE_SECONDS:
+                    self._drop(tunnel_id)
             elif tunnel_id not in self._posted:
                 snapshot = self._snapshot(tunnel_id)
                 if snapshot is not None and tunnel.links:  # a frozen one would be the same point again
@@ -255,7 +271,6 @@ class Measured:
         "_clock",
         "_events",
         "_frozen",
-        "_instant",
         "_left",
         "_log",
         "_now",
@@ -263,6 +278,7 @@ class Measured:
         "_quiet_since",
         "_samples",
         "_tunnel",
+        "instant",
     )
 
     def __init__(self, tunnel: Tunnel, clock: Callable[[], float], now: Callable[[], datetime]) -> None:
@@ -273,15 +289,14 @@ class Measured:
         self._samples = Samples()
         self._events: deque[tuple[float, bytes, bytes, int, float, int]] = deque(maxlen=MEASURED_EVENTS_MAX)
         self._log: deque[LoggedRequest] = deque(maxlen=MEASURED_EVENTS_MAX)  # with their instant, not written yet
-        self._instant: datetime | None = None  # of the newest in the log, ever
+        self.instant: datetime | None = None  # of the newest in the log, ever
         self._frozen: Snapshot | None = None  # the last one while an agent was there
         self._left = 0  # visitors who did not wait for their reply
-        self._passed = 0  # the tally's bytes when the last visit had ended
+        self._passed = tunnel.tally.bytes_out  # when the last visit had ended
         self._body_bytes = 0  # of replies; what passed after an upgrade is none
 
-    def attached(self) -> None:
-        """An agent came: what passed without one is not its visits'."""
-        self._passed = self._tunnel.tally.bytes_out
+    def is_of(self, tunnel: Tunnel) -> bool:
+        return self._tunnel is tunnel
 
     def visited(self, method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
         """One visit has ended: what `Tunnel.tell` calls, right after the tally. Status 0: it was cut before it had one.
@@ -343,8 +358,8 @@ class Measured:
             at = whole_ms(now)
             for number, (ended, method, target, status, milliseconds, size) in enumerate(self._events):
                 if number % UPLOAD_EVENTS == 0:
-                    at = at if self._instant is None or at > self._instant else self._instant + MILLISECOND
-                    self._instant = at
+                    at = at if self.instant is None or at > self.instant else self.instant + MILLISECOND
+                    self.instant = at
                 wall = noon + timedelta(seconds=ended)
                 self._log.append(_logged(at, wall, method, target, status, milliseconds, size))
             self._events.clear()
@@ -358,7 +373,7 @@ def _logged(
         started_at=ended - timedelta(milliseconds=milliseconds),
         method=clean_method(method.decode("latin-1")),
         path=clean_path(target.decode("latin-1")),
-        status=status if status >= 100 else VISITOR_LEFT,
+        status=min(status, STATUS_MAX) if status >= 100 else VISITOR_LEFT,
         duration_ms=milliseconds,
         response_bytes=None if status == SWITCHED else size,  # the contract counts none of a WebSocket
         error=status >= ERROR_STATUS or status < 100 or status == VISITOR_LEFT,

@@ -57,7 +57,7 @@ class Row(NamedTuple):
 
 
 def everyone(status: int, **more: Any) -> Row:
-    return Row(*[status] * 7, **more)
+    return Row(status, status, status, status, status, status, status, **more)
 
 
 def own(status: int, *, read: int = 200, **more: Any) -> Row:
@@ -108,6 +108,7 @@ TABLE = {
     "POST /v1/auth/slack/status": everyone(400, body={"state": "no such state"}),
     "POST /v1/auth/exchange": everyone(400, body={"loginCode": "no such code", "codeVerifier": VERIFIER}),
     "POST /v1/auth/refresh": everyone(401, body={"refreshToken": "no such token"}),
+    "GET /v1/auth/slack/callback": everyone(400),
     "GET /v1/auth/approve": everyone(400),
     "POST /v1/auth/approve": everyone(415),  # no form; forms of others: test_rs_tunnel_login
 }

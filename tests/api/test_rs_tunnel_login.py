@@ -224,6 +224,11 @@ async def test_ten_minutes_for_all_of_it(house: LeasedHouse, mock_clock: MockClo
     assert (answer.status, answer.code) == (400, "LOGIN_CODE_EXPIRED")
     page = await Page(house, first).open()
     assert (page.status, "has expired" in page.text) == (400, True)
+    await house.pass_time(2900)
+    assert await status(house, first) == {"status": "expired"}  # still known
+    await house.pass_time(200)
+    answer = await house.call("POST", "/v1/auth/slack/status", None, json={"state": first})
+    assert (answer.status, answer.code) == (400, "INVALID_STATE")
 
 
 async def test_a_token_that_is_revoked_between_approval_and_exchange(house: LeasedHouse, mock_clock: MockClock) -> None:
@@ -692,6 +697,29 @@ async def test_a_token_that_only_reads_ends_no_login_of_its_user_but_its_own(
     check_ok((await house.call("POST", "/v1/auth/logout", own["accessToken"])).json)
     assert house.logins.find(Secret(own["accessToken"])) is None
     assert house.logins.find(Secret(theirs["accessToken"])) is not None
+
+
+async def test_the_callback_of_slack(house: LeasedHouse, mock_clock: MockClock) -> None:
+    state = (await start(house))["state"]
+    for query, code in [
+        ("", "MISSING_OAUTH_PARAMS"),
+        (f"?state={state}", "MISSING_OAUTH_PARAMS"),
+        ("?code=x&state=", "MISSING_OAUTH_PARAMS"),
+        (f"?error=access_denied&state={state}&code=x", "SLACK_OAUTH_DENIED"),
+        ("?state=0123456789&code=x", "INVALID_STATE"),
+    ]:
+        answer = await house.call("GET", f"/v1/auth/slack/callback{query}", None)
+        assert (answer.status, answer.code) == (400, code)
+    answer = await house.call("GET", f"/v1/auth/slack/callback?code=x&state={state}", None)
+    assert (answer.status, answer.headers["location"]) == (303, f"/v1/auth/approve?state={state}")
+    assert await status(house, state) == {"status": "pending"}  # it approves nothing
+    await house.logins.approve(state, Secret(ADMIN_TOKEN), PEER)
+    answer = await house.call("GET", f"/v1/auth/slack/callback?code=x&state={state}", None)
+    assert (answer.status, answer.code) == (400, "OAUTH_ALREADY_USED")
+    state = (await start(house))["state"]
+    house.clock.jump(600)
+    answer = await house.call("GET", f"/v1/auth/slack/callback?code=x&state={state}", None)
+    assert (answer.status, answer.code) == (400, "OAUTH_EXPIRED")
 
 
 # what JavaScript's schemas say

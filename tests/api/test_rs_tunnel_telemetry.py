@@ -511,7 +511,7 @@ async def test_the_measured_log_outlives_its_tunnel_and_what_is_in_memory(
         await house.pass_time(telemetry.WRITE_SECONDS)
     visit(house, tunnel, size=77_777)
     await house.call("DELETE", f"/v1/tunnels/{tunnel.id}", token)
-    assert house.telemetry.live([tunnel.id]) == []
+    assert await live(house, token) == []
     (newest,) = await logged_from(house, tunnel.id, token, "?limit=1")
     assert newest["responseBytes"] == 77_777
     sizes = [newest["responseBytes"]]
@@ -603,6 +603,55 @@ async def test_the_log_is_bounded_in_rows(
     await house.pass_time(telemetry.PRUNE_SECONDS)
     answer = await house.call("GET", f"/v1/tunnels/{made['tunnelId']}/requests")
     assert [one["statusCode"] for one in answer.json] == list(range(149, 139, -1))
+
+
+async def test_visits_that_end_with_their_tunnel_are_in_the_log(house: LeasedHouse, mock_clock: MockClock) -> None:
+    made = await house.created("web")
+    tunnel = house.registry.get(made["tunnelId"])
+    assert tunnel is not None
+    tunnel.watch = tunnel.tell = house.telemetry.watch(tunnel)
+    await house.pass_time(60)
+    assert house.registry.get(made["tunnelId"]) is None
+    visit(house, tunnel, 502)
+    assert [one["statusCode"] for one in await requests(house, made["tunnelId"])] == [502]
+    await house.pass_time(telemetry.LATE_SECONDS)
+    assert [one["statusCode"] for one in await requests(house, made["tunnelId"])] == [502]
+    assert [logged.event.status for logged in await house.store.telemetry.newest_requests(tunnel.id, 9)] == [502]
+    assert house.telemetry._measured == {}
+
+
+async def test_a_tunnel_that_comes_back_with_its_id_begins_anew(house: LeasedHouse, mock_clock: MockClock) -> None:
+    token, caller = await house.token()
+    before = house.native("web", caller)
+    visit(house, before)
+    house.sessions.close_tunnel(before)
+    again = house.registry.create(before.address, caller.owner, before.protocol, tunnel_id=before.id)
+    house.telemetry.watch(again)
+    assert await live(house, token) == []
+    visit(house, again, 404)
+    assert [one["metrics"]["requests"] for one in await live(house, token)] == [1]
+    assert [logged.event.status for logged in await house.telemetry.requests(again.id, None, 9)] == [404, 200]
+
+
+async def test_the_log_outlives_a_restart(tmp_path: Path, mock_clock: MockClock) -> None:
+    async with leased_house(tmp_path) as house:
+        began = house.began
+        made = await house.created("web")
+        tunnel = house.registry.get(made["tunnelId"])
+        assert tunnel is not None
+        house.telemetry.watch(tunnel)
+        await house.pass_time(telemetry.POST_SECONDS)
+        visit(house, tunnel)
+    async with leased_house(tmp_path, began=began) as house:
+        assert [one["statusCode"] for one in await requests(house, made["tunnelId"])] == [200]
+
+
+async def test_odd_statuses_stay_within_the_contract(house: LeasedHouse, mock_clock: MockClock) -> None:
+    made = await house.created()
+    tunnel = house.registry.get(made["tunnelId"])
+    assert tunnel is not None
+    visit(house, tunnel, 799)
+    assert [(one["statusCode"], one["error"]) for one in await requests(house, made["tunnelId"])] == [(599, True)]
 
 
 async def test_a_frozen_snapshot_makes_no_points(house: LeasedHouse, mock_clock: MockClock) -> None:

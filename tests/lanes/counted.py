@@ -7,6 +7,7 @@ On SIGUSR2 it writes a `Counts` as JSON to that file. Nothing is counted in betw
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import signal
@@ -32,11 +33,15 @@ SECONDS = 20.0  # to answer in, also on a busy machine
 
 
 class Counts(msgspec.Struct):
-    """`objects` by class, `kept` by attribute: how many items the containers of all objects have in all."""
+    """`objects` by class, `kept` by attribute: how many items the containers of all objects have in all.
+
+    `allocated`: bytes that somebody holds, without what the allocator keeps for later (0 where there is no glibc).
+    """
 
     pump: str
     tasks: int
     threads: int
+    allocated: int
     objects: dict[str, int]
     kept: dict[str, int]
 
@@ -63,7 +68,29 @@ def count() -> Counts:
             if isinstance(value, dict | list | set | deque | OrderedDict) and not attribute.startswith("__"):
                 kept[f"{module.__name__.removeprefix(OURS + '.')}:{attribute}"] += len(value)
     tasks = trio.lowlevel.current_statistics().tasks_living
-    return Counts(pump, tasks, threading.active_count(), dict(objects), {k: n for k, n in kept.items() if n})
+    some = {name: number for name, number in kept.items() if number}
+    return Counts(pump, tasks, threading.active_count(), _allocated(), dict(objects), some)
+
+
+class _Mallinfo(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _allocated() -> int:
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2  # of Python's own small objects it sees whole arenas
+    except AttributeError:
+        return 0
+    mallinfo.restype = _Mallinfo
+    found: _Mallinfo = mallinfo()
+    in_use: int = found.uordblks + found.hblkhd
+    return in_use
 
 
 def _modules() -> Iterator[ModuleType]:

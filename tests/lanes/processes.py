@@ -28,7 +28,7 @@ def _environment() -> dict[str, str]:
 class AgentProcess:
     """`rustunnel-py http PORT --subdomain NAME` against a server process; `kill` and `start` as often as one likes.
 
-    `tunnel` replaces the first words: `("tcp", "PORT")`. `variables` are added to its environment.
+    `tunnel` replaces the first words: `("tcp", "PORT")`. `tunnels` are so many. `variables` are added to its environment.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class AgentProcess:
         port: int,
         *,
         tunnel: tuple[str, ...] = (),
+        tunnels: int = 1,
         variables: dict[str, str] | None = None,
     ) -> None:
         self._command = [
@@ -53,13 +54,14 @@ class AgentProcess:
             **(variables or {}),
         }
         self.process: subprocess.Popen[str] | None = None
-        self.public_url = ""
+        self.public_urls: list[str] = []
         self._up = threading.Event()
+        self._tunnels = tunnels
         self._follower: threading.Thread | None = None
 
     def start(self) -> None:
-        self.public_url = ""
-        self._up.clear()
+        self.public_urls = []
+        self._up = threading.Event()
         self.process = subprocess.Popen(
             self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
@@ -70,15 +72,22 @@ class AgentProcess:
         """Read what it says until its end: an output that nobody reads would fill."""
         assert process.stdout is not None
         for line in process.stdout:
-            if not self.public_url and '"public_url"' in line:
-                self.public_url = json.loads(line)["public_url"]
-                self._up.set()
+            url = json.loads(line).get("public_url")
+            if url is not None and url not in self.public_urls:
+                self.public_urls.append(url)
+                if len(self.public_urls) >= self._tunnels:
+                    self._up.set()
         self._up.set()
+
+    @property
+    def public_url(self) -> str:
+        """Of its first tunnel; empty until that serves."""
+        return self.public_urls[0] if self.public_urls else ""
 
     def wait_serving(self) -> None:
         assert self.process is not None
         self._up.wait()
-        if not self.public_url:
+        if len(self.public_urls) < self._tunnels:
             raise RuntimeError(f"the agent ended with {self.process.wait()}")
 
     def kill(self, number: int = signal.SIGKILL) -> None:
