@@ -1,7 +1,7 @@
 # `make serve` starts a server, `make try` shows a tunnel, `make test` checks everything.
 # ARGS goes to the command: make serve ARGS='--domain t.example.com'
 
-.PHONY: serve try test check test-all peers lane-handshakes crossed bulk format docs lock bench bench-profile image-check clean help run dev
+.PHONY: serve try test check test-all peers lane-handshakes crossed bulk soak stalled idle overload format docs lock bench bench-profile image-check clean help run dev
 
 ARGS ?=
 PORT ?=
@@ -21,6 +21,10 @@ help:
 	@echo 'make bench        measure speed and memory beside nginx (ARGS="5 bulk": rounds, groups)'
 	@echo 'make bench-profile  flame graphs of server and agent under load (ARGS=down)'
 	@echo 'make crossed      a million tagged requests while agents die: no answer is somebody else'"'"'s'
+	@echo 'make soak         20 minutes of everything at once; then all is as before (SOAK_SECONDS=60)'
+	@echo 'make stalled      what readers that stopped cost others of their agent (ARGS=seconds)'
+	@echo 'make idle         what 10 000 idle visitors cost (ARGS="connections seconds")'
+	@echo 'make overload     five times what a tunnel can serve (ARGS=seconds)'
 	@echo 'make bulk         10 GB each way in constant memory (ARGS=megabytes)'
 	@echo 'make judges       let programs of others look at the API and at exports'
 	@echo 'make kills        kill the server 50 times at full speed and look for what it acknowledged'
@@ -77,6 +81,18 @@ bench-profile: dev
 
 crossed: dev
 	$(BIN)/python -m tests.lanes.crossed $(ARGS)
+
+soak: dev
+	$(BIN)/python -m tests.lanes.soak
+
+stalled: dev
+	$(BIN)/python -m tests.lanes.stalled $(ARGS)
+
+idle: dev
+	$(BIN)/python -m tests.lanes.idle $(ARGS)
+
+overload: dev
+	$(BIN)/python -m tests.lanes.overload $(ARGS)
 
 bulk: dev
 	$(BIN)/python -m tests.lanes.bulk $(ARGS)

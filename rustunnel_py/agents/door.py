@@ -77,18 +77,18 @@ class Door:
                 return True
         return False
 
-    def _refuse(self, connection: Connection, status: int, message: str) -> None:
+    def _refuse(self, connection: Connection, head: RequestHead, status: int, message: str) -> None:
         self.refused += 1
-        refuse(connection, status, message)
+        refuse(connection, status, message, head_only=head.method == b"HEAD")
 
     def _may_upgrade(self, connection: Connection, head: RequestHead) -> bool:
         """Refuses what is no upgrade of an agent's."""
         if b"?" in head.target:
-            self._refuse(connection, 400, "this path takes no query")
+            self._refuse(connection, head, 400, "this path takes no query")
         elif not head.is_upgrade:
-            self._refuse(connection, 426, "agents speak WebSocket here")
+            self._refuse(connection, head, 426, "agents speak WebSocket here")
         elif _header(head, b"origin") is not None:
-            self._refuse(connection, 403, "web pages may not connect here")
+            self._refuse(connection, head, 403, "web pages may not connect here")
         else:
             return True
         return False
@@ -100,7 +100,7 @@ class Door:
             return
         source = source_of(connection.peer.ip)
         if not self._has_room(source):
-            self._refuse(connection, 503, "too many agents are connecting; come back later")
+            self._refuse(connection, head, 503, "too many agents are connecting; come back later")
             return
         self._strangers[connection] = source
         self._nursery.start_soon(
@@ -139,7 +139,7 @@ class Door:
             return
         agent = self._agent_for(head)
         if agent is None:
-            self._refuse(connection, 403, "no such session")
+            self._refuse(connection, head, 403, "no such session")
             return
         end = bytes_read.index(b"\r\n\r\n") + 4
         connection.credit(end)

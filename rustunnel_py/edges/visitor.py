@@ -271,7 +271,7 @@ class Visitor:
             try:
                 end = find_head_end(raw, 0, self._shared.limits.heads)
             except HttpError as error:
-                self._refuse(error)
+                self._refuse(error, raw)
                 return
             if end == len(raw):
                 self._take(raw, end)
@@ -312,7 +312,7 @@ class Visitor:
                 head = judge_request(raw, shared.limits.heads, known, memory=shared.blocks, scheme=shared.scheme)
             except HttpError as error:
                 connection.credit(size)
-                self._refuse(error)
+                self._refuse(error, raw)
                 return
             self._head = head
             self._raw = raw
@@ -523,8 +523,11 @@ class Visitor:
 
     # answers of our own
 
-    def _refuse(self, error: HttpError) -> None:
-        """The request is bad as it stands, or turned bad on its way: nothing of it may look complete."""
+    def _refuse(self, error: HttpError, raw: bytes = b"") -> None:
+        """The request is bad as it stands, or turned bad on its way: nothing of it may look complete.
+
+        `raw`: what is not held of a head that could not be judged.
+        """
         turn = self._turn
         problem = Problem.of_request(error)
         visit_id = self._shared.ids.next() if turn is None else turn.visit.id
@@ -532,7 +535,7 @@ class Visitor:
         if turn is None:
             self._note_access(None, problem.status, visit_id)
             page = problem_page(problem, _accept_of(self._block), visit_id)
-            self._write(page, head_only=False, close=True, minor=1)
+            self._write(page, head_only=(raw or self._held).startswith(b"HEAD "), close=True, minor=1)
             self._finish(linger=True)
             return
         turn.status = problem.status
@@ -632,7 +635,7 @@ class Visitor:
     def turn_over(self, turn: Turn) -> None:
         """The reply is complete: the next request, or the end."""
         self._served = True
-        last = self.ends_soon or turn.close
+        last = turn.close or self.ends_soon
         self._close_turn(turn)
         if not turn.uploaded:
             if turn.exchange is not None:

@@ -50,18 +50,23 @@ class Route:
     handle: Handle
 
 
-def plain_answer(status: int, message: str) -> bytes:
-    """A whole reply with `{"error": message}` that ends its connection."""
+def plain_answer(status: int, message: str, *, head_only: bool = False) -> bytes:
+    """A whole reply with `{"error": message}` that ends its connection; `head_only`: to a HEAD."""
     body = json.dumps({"error": message}).encode()
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = "Error"
     allow = "Allow: DELETE, GET, HEAD, PATCH, POST, PUT\r\n" if status == 405 else ""  # RFC 9110 section 15.5.6
-    return (
+    if status == 426:  # RFC 9110 section 15.5.22: to what, and section 7.8: named in Connection
+        ends = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nConnection: close, upgrade\r\n"
+    else:
+        ends = "Connection: close\r\n"
+    head = (
         f"HTTP/1.1 {status} {phrase}\r\n{allow}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
-    ).encode() + body
+        f"Cache-Control: no-store\r\n{ends}\r\n"
+    ).encode()
+    return head if head_only else head + body
 
 
 class _Reading:
@@ -107,15 +112,15 @@ class _Reading:
 
     def _answer(self, status: int, message: str) -> None:
         self._leave()
-        refuse(self._connection, status, message)
+        refuse(self._connection, status, message, head_only=self._buffer.startswith(b"HEAD "))
 
     def _leave(self) -> None:
         self._front._reading.pop(self._connection, None)
 
 
-def refuse(connection: Connection, status: int, message: str) -> None:
+def refuse(connection: Connection, status: int, message: str, *, head_only: bool = False) -> None:
     """Answer in plain JSON and end the connection, so that the answer survives input that is still coming."""
-    connection.send(plain_answer(status, message))
+    connection.send(plain_answer(status, message, head_only=head_only))
     connection.close_lingering()
 
 
@@ -217,4 +222,4 @@ class Front:
         if self._otherwise is not None:
             self._otherwise(connection, head, bytes_read)
         else:
-            refuse(connection, 404, "there is nothing here")
+            refuse(connection, 404, "there is nothing here", head_only=head.method == b"HEAD")

@@ -372,3 +372,20 @@ async def test_an_accepted_session_ends_without_a_trace(house: AgentsHouse) -> N
     assert house.tcp._ports == {}
     assert house.registry.find(HttpHost("one.test")) is None
     assert len(house.log.ended) == 3
+
+
+@pytest.mark.parametrize("target", [b"/_control", b"/other", b"/_data/x", b"no-path"])
+async def test_an_answer_to_HEAD_has_no_body(house: AgentsHouse, target: bytes) -> None:
+    _, answer = await ask(house, b"HEAD " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head, end, body = answer.partition(b"\r\n\r\n")
+    assert int(head[9:12]) in (400, 404, 426)
+    assert b"Content-Length: " in head
+    assert (end, body) == (b"\r\n\r\n", b"")
+
+
+async def test_a_426_says_what_to_upgrade_to(house: AgentsHouse) -> None:
+    _, answer = await ask(house, b"GET /_control HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    lines = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    assert b"Upgrade: websocket" in lines
+    assert b"Connection: close, upgrade" in lines
+    assert b"Sec-WebSocket-Version: 13" in lines

@@ -212,6 +212,15 @@ async def test_codes_and_verifiers(house: LeasedHouse, mock_clock: MockClock) ->
     assert (await exchange(house, code)).status == 200
 
 
+async def test_a_challenge_that_is_none(house: LeasedHouse, mock_clock: MockClock) -> None:
+    state = (await start(house, codeChallenge="ü🚇" * 20))["state"]
+    await house.logins.approve(state, Secret(ADMIN_TOKEN), PEER)
+    code = (await status(house, state))["loginCode"]
+    for verifier in (VERIFIER, "ü🚇" * 30):
+        answer = await exchange(house, code, verifier)
+        assert (answer.status, answer.code) == (400, "INVALID_CODE_VERIFIER")
+
+
 async def test_ten_minutes_for_all_of_it(house: LeasedHouse, mock_clock: MockClock) -> None:
     first, second = (await start(house))["state"], (await start(house))["state"]
     await house.logins.approve(second, Secret(ADMIN_TOKEN), PEER)

@@ -612,6 +612,7 @@ async def test_visits_that_end_with_their_tunnel_are_in_the_log(house: LeasedHou
     tunnel.watch = tunnel.tell = house.telemetry.watch(tunnel)
     await house.pass_time(60)
     assert house.registry.get(made["tunnelId"]) is None
+    assert tunnel.tell is not None
     visit(house, tunnel, 502)
     assert [one["statusCode"] for one in await requests(house, made["tunnelId"])] == [502]
     await house.pass_time(telemetry.LATE_SECONDS)

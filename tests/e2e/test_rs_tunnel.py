@@ -348,6 +348,8 @@ async def test_who_is_in_is_cut_when_the_lease_runs_out(
                         reply = await visitor.request(server.host("app"))
                         assert reply.status == 502
                         assert b"agent" in reply.body
+                        logged = await cli.user_call("GET", f"/v1/tunnels/{up.id}/requests")
+                        assert [(one["statusCode"], one["error"]) for one in logged.json] == [(502, True)]
             assert await child.wait() == 3
         service.go.set()
 

@@ -46,3 +46,24 @@ def test_H59_a_zone_in_a_forwarded_address_is_no_way_into_our_own_header_lines(a
     assert b"%" not in sent
     assert b"evil" not in sent
     assert rig.exchange.visit.visitor.ip.startswith("10.0.0.")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HEAD / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: a\r\nExpect: foo\r\n\r\n",
+        b"HEAD / HTTP/1.1\r\nHost: a\nb: c",
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 3, 20])
+def test_a_refusal_of_HEAD_has_no_body(head: bytes, cut: int) -> None:
+    rig = Rig()
+    connection = rig.connect()
+    for piece in (head[:cut], head[cut:]):
+        if piece:
+            connection.feed(piece)
+    lines, end, body = connection.output.partition(b"\r\n\r\n")
+    assert lines.split(b" ")[1] in (b"400", b"417")
+    assert (end, body) == (b"\r\n\r\n", b"")
+    rig.assert_clean()

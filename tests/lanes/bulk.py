@@ -1,4 +1,6 @@
-"""Any size in constant memory: 10 GB up and down, with a length and in chunks, content compared by hash.
+"""F11: any size in constant memory: 10 GB up and down, with a length and in chunks, content compared by hash.
+
+Then a hundredth of that down to a visitor that reads 8 MB/s, in pieces. The inspector is on, as by default.
 
     python -m tests.lanes.bulk [MEGABYTES]
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 MEGABYTES = 10_000
 ALLOWED_BYTES = 16 * 1024 * 1024
+SLOW_PIECE = 1 << 20
+SLOW_BYTES_A_SECOND = 8_000_000
+SLOW_SHARE = 100
 HOST = "bulk.localhost"
 
 
@@ -72,7 +77,12 @@ def upload(server: ServerProcess, size: int, *, chunked: bool) -> str:
         return answer.read(int(headers["content-length"])).decode()
 
 
-def download(server: ServerProcess, size: int, *, chunked: bool) -> str:
+def slow_download(server: ServerProcess, size: int, *, chunked: bool) -> str:
+    return download(server, size, chunked=chunked, pause=SLOW_PIECE / SLOW_BYTES_A_SECOND)
+
+
+def download(server: ServerProcess, size: int, *, chunked: bool, pause: float = 0.0) -> str:
+    """With a `pause` (s) before each SLOW_PIECE: the server's buffers for this visitor are full all the time."""
     digest = hashlib.sha256()
     with server.connect() as sock, io.BufferedReader(socket.SocketIO(sock, "r"), 1 << 20) as answer:
         sock.sendall(f"GET /{size}{'/chunked' if chunked else ''} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
@@ -81,11 +91,13 @@ def download(server: ServerProcess, size: int, *, chunked: bool) -> str:
             while length := int(answer.readline(), 16):
                 digest.update(answer.read(length))
                 answer.readline()
+                time.sleep(pause * length / SLOW_PIECE)
         else:
             left = int(headers["content-length"])
-            while part := answer.read(min(left, 1 << 20)):
+            while part := answer.read(min(left, SLOW_PIECE)):
                 digest.update(part)
                 left -= len(part)
+                time.sleep(pause)
     return digest.hexdigest()
 
 
@@ -113,27 +125,32 @@ def main(megabytes: int) -> int:
             agent.wait_serving()
             assert agent.process is not None
             pids = {"server": server.process.pid, "agent": agent.process.pid}
-            wanted = digest_of(size)
+            wanted = {amount: digest_of(amount) for amount in (size, size // SLOW_SHARE)}
             for form in (False, True):
                 upload(server, 1_000_000, chunked=form)  # warm: buffers that every transfer has
                 download(server, 1_000_000, chunked=form)
             base = {name: rss(pid) for name, pid in pids.items()}
-            for kind, move in (("up", upload), ("down", download)):
+            for kind, move, amount in (
+                ("up", upload, size),
+                ("down", download, size),
+                ("slow", slow_download, size // SLOW_SHARE),
+            ):
                 for chunked in (False, True):
                     peak = Peak(pids)
                     peak.start()
                     began = time.monotonic()
-                    got = move(server, size, chunked=chunked)
+                    got = move(server, amount, chunked=chunked)
                     lasted = time.monotonic() - began
                     peak.stop.set()
                     peak.join()
                     over = {name: peak.highest[name] - base[name] for name in pids}
-                    good = got == wanted and max(over.values()) <= ALLOWED_BYTES
+                    good = got == wanted[amount] and max(over.values()) <= ALLOWED_BYTES
                     failed = failed or not good
                     grown = ", ".join(f"{name} {bytes_ / 1048576:+.1f} MiB" for name, bytes_ in over.items())
                     print(
-                        f"{kind:4} {'chunked' if chunked else 'length':7} {megabytes} MB in {lasted:.1f} s "
-                        f"({megabytes / lasted:.0f} MB/s), {grown}, hash {'equal' if got == wanted else 'DIFFERS'}",
+                        f"{kind:4} {'chunked' if chunked else 'length':7} {amount / 1e6:.0f} MB in {lasted:.1f} s "
+                        f"({amount / 1e6 / lasted:.0f} MB/s), {grown}, "
+                        f"hash {'equal' if got == wanted[amount] else 'DIFFERS'}",
                         flush=True,
                     )
         finally:

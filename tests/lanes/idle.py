@@ -10,7 +10,6 @@ requests is above 1.5 times what it was without them; or where one of them was l
 from __future__ import annotations
 
 import resource
-import socket
 import ssl
 import sys
 import tempfile
@@ -24,6 +23,8 @@ from tests.lanes.processes import AgentProcess, local_service, rss
 from tests.support.server_process import server_process, until
 
 if TYPE_CHECKING:
+    import socket
+
     from tests.support.server_process import ServerProcess
 
 CONNECTIONS = 10_000
@@ -78,6 +79,10 @@ def probe(server: ServerProcess) -> float:
     return percentile(took, 0.99)
 
 
+def wait_for_descriptors(server: ServerProcess, most: int) -> None:
+    until(lambda: server.descriptors() <= most)
+
+
 def main(connections: int, seconds: float) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, connections + SPARE)), hard))
@@ -111,12 +116,13 @@ def main(connections: int, seconds: float) -> int:
                 ask(sock)  # each of them is still there, and served
             for sock in (*idle, *warm):
                 sock.close()
-            until(lambda: server.descriptors() <= descriptors - WARM + DESCRIPTORS_LEFT)
+            wait_for_descriptors(server, descriptors - WARM + DESCRIPTORS_LEFT)
             fine = cost <= KIB_MAX[kind] and busy <= max(SLOWER_MAX * quiet, SETTLED_MS) and gone <= 0
             good = good and fine
             print(
                 f"{kind:5}: {connections} opened in {opened:.1f} s, {cost:.1f} KiB each, held for {seconds:.0f} s, "
-                f"{max(gone, 0)} gone; p99 beside them {busy:.1f} ms, before {quiet:.1f} ms: {'pass' if fine else 'FAIL'}",
+                f"{max(gone, 0)} gone; p99 beside them {busy:.1f} ms, before {quiet:.1f} ms: "
+                f"{'pass' if fine else 'FAIL'}",
                 flush=True,
             )
     return 0 if good else 1

@@ -95,7 +95,7 @@ async def at_rate(server: ServerProcess, rate: float, seconds: float) -> Turn:
     async with trio.open_nursery() as nursery:
         began = trio.current_time()
         for number in range(int(rate * seconds)):
-            await trio.sleep_until(began + number / rate)
+            await trio.sleep(max(0.0, began + number / rate - trio.current_time()))
             nursery.start_soon(visit, server, turn)
     return turn
 

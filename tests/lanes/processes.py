@@ -28,7 +28,7 @@ def _environment() -> dict[str, str]:
 class AgentProcess:
     """`rustunnel-py http PORT --subdomain NAME` against a server process; `kill` and `start` as often as one likes.
 
-    `tunnel` replaces the first words: `("tcp", "PORT")`. `tunnels` are so many. `variables` are added to its environment.
+    `tunnel` replaces the first words: `("tcp", "PORT")`; `tunnels` are so many. `variables` go to its environment.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Slow clients lose: slowhttptest's three attacks with 300 connections each, beside visitors who mean well.
+"""F12: slow clients lose: slowhttptest's three attacks with 300 connections each, beside visitors who mean well.
 
     python -m tests.lanes.slowhttp [CONNECTIONS]
 
