@@ -63,7 +63,7 @@ def test_a_refusal_of_HEAD_has_no_body(head: bytes, cut: int) -> None:
     for piece in (head[:cut], head[cut:]):
         if piece:
             connection.feed(piece)
-    lines, end, body = connection.output.partition(b"\r\n\r\n")
+    lines, end, body = bytes(connection.output).partition(b"\r\n\r\n")
     assert lines.split(b" ")[1] in (b"400", b"417")
     assert (end, body) == (b"\r\n\r\n", b"")
     rig.assert_clean()

@@ -47,6 +47,7 @@ class Counts(msgspec.Struct):
 
 
 def count() -> Counts:
+    gc.unfreeze()  # a server freezes what it began with, its registries among that
     gc.collect()
     objects: Counter[str] = Counter()
     kept: Counter[str] = Counter()
