@@ -317,7 +317,7 @@ class Logins:
             raise LoginRefused(Fault.USED_CODE, "Login code was used already.")
         if self._is_old(flow):
             raise LoginRefused(Fault.EXPIRED_CODE, "Login code has expired.")
-        if not hmac.compare_digest(challenge_of(verifier), flow.challenge):
+        if not hmac.compare_digest(challenge_of(verifier).encode(), flow.challenge.encode("utf-8", "surrogatepass")):
             raise LoginRefused(Fault.WRONG_VERIFIER, "Code verifier does not match.")
         caller = self._accounts.caller_of(flow.token_id)
         if caller is None:

@@ -602,7 +602,7 @@ async def test_A13_a_page_of_another_site(bench: ApiBench, site: str) -> None:
     assert response.status_code == 415  # not even with a token
 
 
-FOREIGN = ["evil.example", "evil.example:4041", "app.t.example.com", "localhost.evil.example", "", "a[::1]"]
+FOREIGN = ["evil.example", "evil.example:4041", "app.t.example.com", "localhost.evil.example", ""]
 OURS = [
     "localhost",
     "localhost:4041",
