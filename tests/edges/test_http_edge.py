@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,8 +21,6 @@ from tests.support.pairs import client_tls, server_tls
 from tests.support.visitor_rig import HOST, NoPorts, get, post
 
 if TYPE_CHECKING:
-    import ssl
-
     from trio.testing import MockClock
 
     from rustunnel_py.transport.connection import Connection
