@@ -7,6 +7,7 @@ reverse proxy with kept connections to the backend.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -208,37 +209,27 @@ def backend_only(tools: Tools, folder: Path) -> Iterator[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """Where everything is. `server` and `agent` are process ids, for CPU and memory; both run in `environment`."""
+class Served:
+    """A server and an agent of it, both in `environment`. `server` and `agent` are process ids, for CPU and memory."""
 
-    tools: Tools
-    backend: int
-    reference: int
-    reference_tls: int
-    upload: int
     http: int
     https: int
-    host: str
-    tcp: int
-    upload_host: str
-    tcp_upload: int
-    api: str
     control: int
+    api: str
     server: int
     agent: int
     environment: dict[str, str]
-    stock_label: str = ""  # of the stock agent's tunnel
 
 
 @contextlib.contextmanager
-def stage(folder: Path) -> Iterator[Stage]:
-    """All processes, ready to be measured."""
-    tools = find_tools()
-    folder.chmod(0o755)  # nginx's worker is another user where this is root
-    (folder / "bulk").write_bytes(os.urandom(1 << 20) * (BULK_BYTES >> 20))
-    backend, reference, reference_tls, upload = (free_port() for _ in range(4))
-    _write_certificate(folder / "reference.pem")
-    command = [sys.executable, "-m", "rustunnel_py"]
+def served(
+    folder: Path, tunnels: str, count: int, *, settings: dict[str, str] | None = None, module: str = "rustunnel_py"
+) -> Iterator[Served]:
+    """From when all `count` tunnels of `tunnels`, the text of an agent.toml, are up.
+
+    Both keep their files in `folder`. `settings` are environment variables for the server; `module` is what is run as
+    it. Raises TimeoutError.
+    """
     ports = {name: free_port() for name in ("http", "https", "control", "dashboard")}
     environment = {f"RUSTUNNEL_SERVER__{name.upper()}_PORT": str(port) for name, port in ports.items()}
     environment |= {"RUSTUNNEL_LOGGING__LEVEL": "warning", "RUSTUNNEL_DATA": str(folder / "data")}
@@ -248,60 +239,98 @@ def stage(folder: Path) -> Iterator[Stage]:
         "RUSTUNNEL_SERVER": f"localhost:{ports['control']}",
         "RUSTUNNEL_CA": str(folder / "data" / "ca.pem"),
     }
-    tunnels = folder / "agent.toml"
-    tunnels.write_text(
-        "".join(
-            f'[tunnels.{name}]\nprotocol = "{protocol}"\nlocal = "127.0.0.1:{port}"\n{wish}'
-            for name, protocol, port, wish in (
-                ("page", "http", backend, 'subdomain = "bench"\n'),
-                ("upload", "http", upload, 'subdomain = "bench-upload"\n'),
-                ("page-tcp", "tcp", backend, ""),
-                ("upload-tcp", "tcp", upload, ""),
-            )
+    file = folder / "agent.toml"
+    file.write_text(tunnels)
+    with contextlib.ExitStack() as stack:
+        argv = [sys.executable, "-m", module, "serve"]
+        server = stack.enter_context(process(*argv, environment=environment | (settings or {})))
+        for port in ports.values():
+            wait_for(port)
+        wait_for_file(folder / "data" / "address")  # written when the server is ready
+        environment["RUSTUNNEL_TOKEN"] = (folder / "data" / "admin-token").read_text().strip()
+        argv = [sys.executable, "-m", "rustunnel_py", "start", str(file)]
+        agent = stack.enter_context(process(*argv, environment=environment))
+        pair = Served(
+            http=ports["http"],
+            https=ports["https"],
+            control=ports["control"],
+            api=f"http://127.0.0.1:{ports['dashboard']}",
+            server=server.pid,
+            agent=agent.pid,
+            environment=environment,
         )
-    )
+        _wait_for_tunnels(pair, count)
+        yield pair
+
+
+def http_tunnel(name: str, label: str, port: int) -> str:
+    """A table of an agent.toml."""
+    return f'[tunnels.{name}]\nprotocol = "http"\nlocal = "127.0.0.1:{port}"\nsubdomain = "{label}"\n'
+
+
+@dataclass(frozen=True, slots=True)
+class Stage(Served):
+    """A server and an agent of it, and where everything else is."""
+
+    tools: Tools
+    backend: int
+    reference: int
+    reference_tls: int
+    upload: int
+    host: str
+    tcp: int
+    upload_host: str
+    tcp_upload: int
+    stock_label: str = ""  # of the stock agent's tunnel
+
+
+@contextlib.contextmanager
+def stage(folder: Path, settings: dict[str, str] | None = None) -> Iterator[Stage]:
+    """All processes, ready to be measured. `settings` are environment variables for the server."""
+    tools = find_tools()
+    folder.chmod(0o755)  # nginx's worker is another user where this is root
+    (folder / "bulk").write_bytes(os.urandom(1 << 20) * (BULK_BYTES >> 20))
+    backend, reference, reference_tls, upload = (free_port() for _ in range(4))
+    _write_certificate(folder / "reference.pem")
+    tunnels = http_tunnel("page", "bench", backend) + http_tunnel("upload", "bench-upload", upload)
+    for name, port in (("page-tcp", backend), ("upload-tcp", upload)):
+        tunnels += f'[tunnels.{name}]\nprotocol = "tcp"\nlocal = "127.0.0.1:{port}"\n'
     with contextlib.ExitStack() as stack:
         stack.enter_context(nginx(tools, folder, "backend", _BACKEND.format(port=backend, folder=folder)))
         references = _REFERENCE.format(port=reference, backend=backend)
         references += _REFERENCE_TLS.format(port=reference_tls, folder=folder)
         stack.enter_context(nginx(tools, folder, "reference", references))
         stack.enter_context(process(sys.executable, str(Path(__file__).with_name("drain.py")), str(upload)))
-        server = stack.enter_context(process(*command, "serve", environment=environment))
-        for port in (backend, reference, reference_tls, upload, *ports.values()):
+        for port in (backend, reference, reference_tls, upload):
             wait_for(port)
-        wait_for_file(folder / "data" / "address")  # written when the server is ready
-        environment["RUSTUNNEL_TOKEN"] = (folder / "data" / "admin-token").read_text().strip()
-        agent = stack.enter_context(process(*command, "start", str(tunnels), environment=environment))
-        api = f"http://127.0.0.1:{ports['dashboard']}"
-        tcp = _tcp_ports(api, environment["RUSTUNNEL_TOKEN"])
+        pair = stack.enter_context(served(folder, tunnels, 4, settings=settings))
+        tcp = [int(tunnel["label"]) for tunnel in _tunnels(pair) if tunnel["protocol"] == "tcp"]
         yield Stage(
+            **dataclasses.asdict(pair),
             tools=tools,
             backend=backend,
             reference=reference,
             reference_tls=reference_tls,
-            control=ports["control"],
-            environment=environment,
             upload=upload,
-            http=ports["http"],
-            https=ports["https"],
             host="bench.localhost",
             upload_host="bench-upload.localhost",
             tcp=tcp[0],
             tcp_upload=tcp[1],
-            api=api,
-            server=server.pid,
-            agent=agent.pid,
         )
 
 
-def _tcp_ports(api: str, token: str) -> list[int]:
-    """The two TCP tunnels' ports in order of registration, once all four tunnels are up."""
-    request = urllib.request.Request(f"{api}/api/tunnels", headers={"Authorization": f"Bearer {token}"})
+def _tunnels(pair: Served) -> list[dict[str, str]]:
+    """In order of registration."""
+    token = pair.environment["RUSTUNNEL_TOKEN"]
+    request = urllib.request.Request(f"{pair.api}/api/tunnels", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
+        tunnels: list[dict[str, str]] = json.load(answer)
+        return tunnels
+
+
+def _wait_for_tunnels(pair: Served, count: int) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            tunnels = json.load(answer)
-        if len(tunnels) == 4:
-            return [int(tunnel["label"]) for tunnel in tunnels if tunnel["protocol"] == "tcp"]
+    while len(_tunnels(pair)) < count:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the agent's tunnels did not come up")
         time.sleep(0.05)
-    raise TimeoutError("the agent's tunnels did not come up")
