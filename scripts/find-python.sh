@@ -1,6 +1,7 @@
 #!/bin/sh
 # Prints the path of a Python that can run this project: find-python.sh [VERSION]
-# Every folder of PATH is tried, not only the first: a pyenv shim may stand there and fail.
+# Every folder of PATH is tried, not only the first: a pyenv shim may stand there and fail. One that was built with
+# optimizations comes before newer ones without: it is a sixth faster. Distributions build theirs so, and do not say it.
 set -eu
 
 works() {
@@ -8,6 +9,11 @@ works() {
 }
 has_venv() {
     "$1" -c 'import ensurepip, sqlite3, ssl, venv' >/dev/null 2>&1
+}
+is_optimized() {
+    "$1" -c 'import sys, sysconfig
+said = sysconfig.get_config_var("CONFIG_ARGS") or ""
+sys.exit(sys.base_prefix != "/usr" and "--enable-optimizations" not in said)' >/dev/null 2>&1
 }
 
 wanted=${1:-}
@@ -19,22 +25,30 @@ for version in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin; do
 $version"
 done
 
+usable=
 without_venv=
 for name in $names; do
     while IFS= read -r folder; do
         python=$folder/$name
         if [ -x "$python" ] && works "$python"; then
-            if has_venv "$python"; then
+            if ! has_venv "$python"; then
+                without_venv=${without_venv:-$python}
+            elif is_optimized "$python"; then
                 printf '%s\n' "$python"
                 exit 0
+            else
+                usable=${usable:-$python}
             fi
-            without_venv=${without_venv:-$python}
         fi
     done <<LIST
 $folders
 LIST
 done
 
+if [ -n "$usable" ]; then
+    printf '%s\n' "$usable"
+    exit 0
+fi
 if [ -n "$without_venv" ]; then
     version=$("$without_venv" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     echo "$without_venv cannot make virtual environments: install the package python$version-venv" \

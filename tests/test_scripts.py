@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 FAILS = "#!/bin/sh\necho 'pyenv: command not found' >&2\nexit 127\n"
 WITHOUT_VENV = '#!/bin/sh\ncase "$2" in *ensurepip*) exit 1;; *print*) echo 3.12;; esac\n'
 GOOD = "#!/bin/sh\nexit 0\n"
+UNOPTIMIZED = '#!/bin/sh\ncase "$2" in *CONFIG_ARGS*) exit 1;; esac\n'
 OLD = "#!/bin/sh\nexit 1\n"
 
 
@@ -49,6 +50,15 @@ def test_one_that_cannot_make_environments_is_passed_over(folders: list[Path]) -
     put(folders[1], "python3.12", WITHOUT_VENV)
     good = put(folders[1], "python3.11", GOOD)
     assert find_python(folders).stdout == f"{good}\n"
+
+
+def test_an_optimized_build_comes_before_a_newer_one_without(folders: list[Path]) -> None:
+    newer = put(folders[0], "python3.13", UNOPTIMIZED)
+    put(folders[0], "python3.12", WITHOUT_VENV)
+    assert find_python(folders).stdout == f"{newer}\n"
+    good = put(folders[1], "python3.11", GOOD)
+    assert find_python(folders).stdout == f"{good}\n"
+    assert find_python(folders, "3.13").stdout == f"{newer}\n"
 
 
 def test_without_ensurepip_one_line_names_the_package(folders: list[Path]) -> None:
