@@ -48,6 +48,7 @@ from rustunnel_py.hub.registry import Places, Registry
 from rustunnel_py.hub.retention import Retention
 from rustunnel_py.hub.sessions import Sessions
 from rustunnel_py.hub.telemetry import Telemetry
+from rustunnel_py.memory import give_large_blocks_back, spare_start_up
 from rustunnel_py.model.networks import Networks
 from rustunnel_py.store.captures import Captures
 from rustunnel_py.store.folder import ApiAddress, DataFolder
@@ -58,7 +59,7 @@ from rustunnel_py.transport.listen import Intake, bind, descriptor_ceiling, rais
 from rustunnel_py.transport.pump import open_pump
 from rustunnel_py.transport.stream import ConnectionStream
 from rustunnel_py.transport.tls import choose_certificate, server_context
-from rustunnel_py.watchdog import CrashLog, log_what_the_interpreter_ignores, spare_start_up, watched_loop
+from rustunnel_py.watchdog import CrashLog, log_what_the_interpreter_ignores, watched_loop
 
 if TYPE_CHECKING:
     import socket
@@ -527,6 +528,7 @@ def serve_command(config: Config, data: Path, *, executable: str, pump_kind: Pum
     logs.occupy_standard_descriptors()
     os.umask(0o077)
     raise_descriptor_limit()
+    give_large_blocks_back()
     if sys.platform != "win32":
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to do, and no reason to die (P06)
     with logs.background_log(config.logging):

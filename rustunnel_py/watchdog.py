@@ -1,4 +1,4 @@
-"""What watches the process itself: a loop that does not turn, callbacks that raise, collections that take long.
+"""What watches the process itself: a loop that does not turn, and callbacks that raise.
 
 A task of the loop beats; a thread listens. When the beat stays away for BLOCKED_SECONDS, the thread logs where the
 loop is, while it is still there; with the next beat the loop logs how long it was. Where the thread could not run
@@ -7,7 +7,6 @@ either (the process was stopped, the machine slept), nobody was to blame and not
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 import time
@@ -30,15 +29,6 @@ CRASHES_A_SECOND = 1.0  # tracebacks in the log; a visitor may be able to repeat
 CRASH_BURST = 10.0
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-
-def spare_start_up() -> None:
-    """Leave what is there now out of garbage collections from here on; for a process that has started.
-
-    A full collection walks every object, and no module or route will ever be garbage: it held the loop for 30 ms, now
-    and then under load.
-    """
-    gc.freeze()
 
 
 class Watchdog:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -100,13 +99,3 @@ def test_P09_crashes_are_logged_with_their_traceback_and_bounded() -> None:
     assert len(logged) == 11
     assert logged[0]["exc_info"].args == ("oops",)
     assert (logged[-1]["exc_info"].args, logged[-1]["unsaid"]) == (("again",), 90)
-
-
-def test_what_start_up_made_is_left_out_of_collections() -> None:
-    gc.collect()
-    try:
-        watchdog.spare_start_up()
-        assert gc.get_freeze_count() > 10_000  # the modules of this process
-        assert len(gc.get_objects()) < 1000
-    finally:
-        gc.unfreeze()

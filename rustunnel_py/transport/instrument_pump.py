@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     import select
     from collections.abc import Sized
 
-# While tasks of trio have something to do: an answer of the API is some thirty turns of its tasks, each a pass long.
-EVENTS_BESIDE_TASKS = 8
-
 _taken: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("instrument pump", default=False)
 
 # Versions whose insides were looked at and tried. Newer ones go the public way until somebody has.
@@ -120,10 +117,9 @@ class InstrumentPump(EpollPump, trio.abc.Instrument):
             return
         poll, trio_fd, runnable = self._poll, self._trio_fd, inside.run_queue
         if timeout <= 0 or inside.idle_waiters:
-            events = poll(0, EVENTS_BESIDE_TASKS)
+            events = poll(0, EVENTS_A_PASS)
             if events or self._left_over():
                 self._run(events)
-                self._more = len(events) == EVENTS_BESIDE_TASKS
                 self._keep_trio_awake()  # not to be taken for idle
             return
         until = perf_counter() + timeout
