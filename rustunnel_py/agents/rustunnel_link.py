@@ -52,6 +52,9 @@ QUEUE_SECONDS = 10.0  # and for how long: what a visitor takes for a slow page
 OPENING_SECONDS = 10.0  # until an agent that acknowledges at once has acknowledged a stream
 FIRST_BYTE_SECONDS = 300.0  # from the end of the request; long polls end well below, the original's 60 s cut some
 RETIRE_SECONDS = 2.0  # for the local service to end a connection that is of no more use
+# Kept streams that are reset to make place for others, a second; the rest are ended politely, which takes a moment
+# longer. Our own agent gives up a session that resets 1 000.
+EVICTIONS_A_SECOND = 250
 
 
 class PumpPart(Protocol):
@@ -130,6 +133,7 @@ class RustunnelLink:
         self._opening: dict[Stream, float] = {}
         self._queue: deque[LinkExchange | WaitingPipe] = deque()
         self._waiting = 0
+        self._evictions_left = EVICTIONS_A_SECOND
         self._off_sweep = pump.on_sweep(self.sweep)
 
     def __repr__(self) -> str:
@@ -214,6 +218,7 @@ class RustunnelLink:
 
     def sweep(self, now: float) -> None:
         """Once a second, by the pump: deadlines of streams and of those who wait."""
+        self._evictions_left = EVICTIONS_A_SECOND
         later = self.pump.later
         for exchange in self.unanswered:
             if now - exchange.since > self._first_byte_seconds:
@@ -308,8 +313,18 @@ class RustunnelLink:
         oldest = min((pool for pool in self._kept.values() if pool), key=lambda pool: pool[0].since, default=None)
         if oldest is None:
             return False
-        oldest.pop(0).stream.reset()
+        if len(self._retiring) > self._waiting:
+            return False  # as many are ending already as there are that wait
+        self._evict(oldest.pop(0))
         return session.can_open()
+
+    def _evict(self, local: Local) -> None:
+        """End a kept stream for the place that it takes."""
+        if self._evictions_left > 0:
+            self._evictions_left -= 1
+            local.stream.reset()
+        else:
+            self.retire(local)
 
     def _open_stream(self, session: Session, visit: Visit) -> Stream:
         conn_id = uuid.UUID(bytes=secrets.token_bytes(16), version=4)
@@ -364,7 +379,7 @@ class RustunnelLink:
             return True
         if local.session.open_streams < self._limits.max_streams:
             return False  # unacknowledged streams are what it waits for: ending this one helps nobody
-        local.stream.reset()
+        self._evict(local)
         self.pump.later(self, self._serve_queue)
         return True
 

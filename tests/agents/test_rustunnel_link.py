@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rustunnel_py.agents import rustunnel_link
+from rustunnel_py.agents.rustunnel_link import EVICTIONS_A_SECOND
 from rustunnel_py.errors import Expired, Hop, HopError, Reset
 from rustunnel_py.model.visit import LocalTarget, VisitKind
 from rustunnel_py.wire.http1 import websocket_accept
@@ -685,6 +686,30 @@ def test_an_idle_stream_of_another_tunnel_makes_place() -> None:
     turn = bench.request()
     bench.reply(bench.streams[3], OK)
     assert turn.events[-1] == "end"
+
+
+def test_past_so_many_evictions_a_second_streams_are_ended_politely() -> None:
+    bench = LinkBench(max_streams=1)
+
+    def served(tunnel: str) -> bool:
+        turn = bench.request(visit=bench.visit(tunnel=tunnel))
+        bench.reply(bench.streams[-1], OK)
+        return turn.events[-1] == "end"
+
+    assert all(served(f"t{number}") for number in range(1 + EVICTIONS_A_SECOND))
+    assert [stream.events for stream in bench.streams] == [["lost"]] * EVICTIONS_A_SECOND + [[]]
+    last = bench.streams[-1]
+    waiting, other = (bench.request(visit=bench.visit(tunnel=tunnel)) for tunnel in ("one more", "and another"))
+    assert (last.events, waiting.events, len(bench.streams)) == (["eof"], [], 1 + EVICTIONS_A_SECOND)
+    bench.end(last)
+    bench.reply(bench.streams[-1], OK)
+    assert waiting.events[-1] == "end"
+    bench.end(bench.streams[-1])
+    bench.reply(bench.streams[-1], OK)
+    assert other.events[-1] == "end"
+    bench.pass_time(1)
+    assert served("a second later")
+    assert bench.streams[-2].events == ["lost"]
 
 
 def test_a_pipe_waits_for_a_place_and_can_be_given_up() -> None:
