@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks import room, strain, traffic
+from benchmarks import growth, room, strain, traffic
 from benchmarks.stage import MissingTool, Stage, process, stage, wait_for_page
 from benchmarks.table import Row, header, last_result, plot, save
 
@@ -36,7 +36,7 @@ GROUPS: dict[str, Callable[[Stage, Path, int], Iterator[Row]]] = {
     "stalled": lambda at, folder, rounds: strain.stalled_streams(at, rounds),
     "slow": lambda at, folder, rounds: strain.slow_visitors(at, rounds),
     "lateness": lambda at, folder, rounds: strain.lateness(at, rounds),
-    "growth": lambda at, folder, rounds: room.growth(at, rounds),
+    "growth": growth.growth,
 }
 
 

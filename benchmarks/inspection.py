@@ -1,11 +1,11 @@
 """`python -m benchmarks.inspection [ROUNDS]`: what the inspector costs at full load: two servers, alternating.
 
-Prints requests a second and the server's CPU a request with inspection on and off, and the medians of the ratios.
+Prints requests a second, and the processor time a request of the server alone and of server and agent together, with
+inspection on and off; then the medians of the rounds, and of their ratios.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import sys
 import tempfile
@@ -16,31 +16,44 @@ from benchmarks.measure import load
 from benchmarks.stage import Stage, cpu_seconds, stage
 
 VARIABLE = "RUSTUNNEL_INSPECT__ENABLED"
+# Of what `_round` gives: name, unit, and the bound of on / off where there is one.
+FIGURES = (
+    ("requests a second", "req/s", ">= 0.90"),
+    ("CPU a request, server", "µs", ""),
+    ("CPU a request, server + agent", "µs", ""),
+)
 
 
-def _round(at: Stage) -> tuple[float, float]:
-    """Requests a second, and microseconds of the server's CPU each."""
-    before = cpu_seconds(at.server)
+def _round(at: Stage) -> tuple[float, ...]:
+    server, agent = cpu_seconds(at.server), cpu_seconds(at.agent)
     result = load(at.tools.wrk, f"http://127.0.0.1:{at.http}/", at.host, connections=32)
-    return result.rate, (cpu_seconds(at.server) - before) / result.requests * 1e6
+    server, agent = cpu_seconds(at.server) - server, cpu_seconds(at.agent) - agent
+    return result.rate, server / result.requests * 1e6, (server + agent) / result.requests * 1e6
+
+
+def _show(figures: tuple[float, ...]) -> str:
+    return "  ".join(f"{figure:8.1f} {unit}" for figure, (_, unit, _) in zip(figures, FIGURES, strict=True))
 
 
 def main(rounds: int) -> None:
     with ExitStack() as stack:
         stages = []
         for enabled in ("true", "false"):
-            os.environ[VARIABLE] = enabled
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            stages.append(stack.enter_context(stage(folder)))
-        rates, costs = [], []
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rustunnel-bench-")))
+            stages.append(stack.enter_context(stage(folder, {VARIABLE: enabled})))
+        on, off = [], []
         for number in range(rounds):
-            pairs = [_round(at) for at in (stages if number % 2 else stages[::-1])]
-            on, off = pairs if number % 2 else pairs[::-1]
-            rates.append(on[0] / off[0])
-            costs.append(on[1] / off[1])
-            print(f"on {on[0]:8.0f} req/s {on[1]:6.1f} µs   off {off[0]:8.0f} req/s {off[1]:6.1f} µs", flush=True)
-    print(f"median of {rounds}: requests/s on / off {statistics.median(rates):.3f} (>= 0.90)")
-    print(f"median of {rounds}: server CPU a request on / off {statistics.median(costs):.3f}")
+            pair = [_round(at) for at in (stages if number % 2 else stages[::-1])]
+            on.append(pair[0 if number % 2 else 1])
+            off.append(pair[1 if number % 2 else 0])
+            print(f"on {_show(on[-1])}   off {_show(off[-1])}", flush=True)
+    print(f"medians of {rounds}:")
+    for (name, unit, bound), with_it, without in zip(
+        FIGURES, zip(*on, strict=True), zip(*off, strict=True), strict=True
+    ):
+        ratio = statistics.median(one / other for one, other in zip(with_it, without, strict=True))
+        text = f"{name:30} on {statistics.median(with_it):8.1f} {unit:6} off {statistics.median(without):8.1f} {unit:6}"
+        print(f"{text} on / off {ratio:.3f} {bound}".rstrip())
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""Idle agents of our own in one process: `python -m benchmarks.many_agents PORT CA_FILE LOCAL_PORT AGENTS TUNNELS`.
+"""Agents of our own in one process: `python -m benchmarks.many_agents PORT CA_FILE LOCAL_PORT AGENTS TUNNELS`.
 
-Each agent has `TUNNELS` HTTP tunnels. Prints one line when all of them serve, and stays until it is ended. The token
-comes from RUSTUNNEL_TOKEN.
+They share a pump: a process each would need more processors than there are. Each agent has `TUNNELS` HTTP tunnels, with
+the labels `many-PID-AGENT-TUNNEL`, numbered from 0. Prints one line when all of them serve, and stays until it is
+ended; by SIGTERM politely, so that no address is held. The token comes from RUSTUNNEL_TOKEN.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import signal
 import sys
 from pathlib import Path
 
 import trio
 
-from rustunnel_py.client.agent import run_agent
+from rustunnel_py.client.agent import Agent
 from rustunnel_py.client.config import (
     AgentConfig,
     CaFile,
@@ -23,6 +26,7 @@ from rustunnel_py.client.config import (
 )
 from rustunnel_py.client.news import News, Ready
 from rustunnel_py.model.access import Secret
+from rustunnel_py.transport.pump import open_pump
 
 AT_ONCE = 16  # agents that connect at the same time
 
@@ -44,20 +48,27 @@ async def main(port: int, ca_file: str, local_port: int, agents: int, tunnels: i
     login = Login(ServerAddress("localhost", port), Secret(os.environ["RUSTUNNEL_TOKEN"]), CaFile(Path(ca_file)))
     local = LocalAddress("127.0.0.1", local_port)
     places = trio.CapacityLimiter(AT_ONCE)
-    async with trio.open_nursery() as nursery:
+    stopping = trio.Event()
+    dice = secrets.SystemRandom().random
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with open_pump() as pump, trio.open_nursery() as resolving, trio.open_nursery() as nursery:
 
-        async def start(number: int) -> None:
-            machine = f"many-{os.getpid()}-{number}"
-            names = (HttpTunnel(local, f"{machine}-{tunnel}") for tunnel in range(tunnels))
-            screen = ReadyScreen()
-            async with places:
-                nursery.start_soon(run_agent, AgentConfig(login, tuple(names), machine=machine), screen)
-                await screen.ready.wait()
+            async def start(number: int) -> None:
+                machine = f"many-{os.getpid()}-{number}"
+                names = (HttpTunnel(local, f"{machine}-{tunnel}") for tunnel in range(tunnels))
+                config = AgentConfig(login, tuple(names), machine=machine)
+                screen = ReadyScreen()
+                async with places:
+                    nursery.start_soon(Agent(config, screen, pump, resolving, dice).run, stopping)
+                    await screen.ready.wait()
 
-        async with trio.open_nursery() as starting:
-            for number in range(agents):
-                starting.start_soon(start, number)
-        print("ready", flush=True)
+            async with trio.open_nursery() as starting:
+                for number in range(agents):
+                    starting.start_soon(start, number)
+            print("ready", flush=True)
+            async for _ in signals:
+                stopping.set()
+                break
 
 
 if __name__ == "__main__":

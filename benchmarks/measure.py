@@ -44,8 +44,9 @@ def load(
     seconds: int = REQUEST_SECONDS,
     new_connections: bool = False,
     script: str | None = None,
+    arguments: tuple[str, ...] = (),
 ) -> Load:
-    """Closed-loop load with one thread of wrk; `script` is a Lua file for it.
+    """Closed-loop load with one thread of wrk; `script` is a Lua file for it, which gets `arguments`.
 
     Raises LoadFailed for any answer but 2xx, and for socket errors.
     """
@@ -54,7 +55,8 @@ def load(
         argv += ["-H", header]
     if script is not None:
         argv += ["-s", script]
-    run = subprocess.run([*argv, url], capture_output=True, text=True, timeout=LOAD_TIMEOUT, check=True)
+    argv += [url, "--", *arguments]
+    run = subprocess.run(argv, capture_output=True, text=True, timeout=LOAD_TIMEOUT, check=True)
     text = run.stdout
     if "Non-2xx" in text:
         raise LoadFailed(text)

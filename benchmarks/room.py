@@ -1,9 +1,8 @@
-"""What things cost in memory, how long starts take, and how both grow with the number of agents and tunnels."""
+"""What agents, tunnels and visitors cost in memory, and how long starts take."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import ssl
 import subprocess
@@ -12,13 +11,14 @@ import time
 import urllib.request
 from typing import TYPE_CHECKING
 
-from benchmarks.measure import load
-from benchmarks.stage import START_SECONDS, Stage, free_port, process, resident_kib, wait_for, wait_for_page
+from benchmarks.stage import START_SECONDS, free_port, process, resident_kib, wait_for, wait_for_page
 from benchmarks.table import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from benchmarks.stage import Served, Stage
 
 AGENTS = 100
 TUNNELS = 20  # of each of MANY agents, so that no limit of one session is met
@@ -30,22 +30,21 @@ SETTLE_SECONDS = 1.5  # for the server's own housekeeping after a wave
 
 
 @contextlib.contextmanager
-def many_agents(at: Stage, agents: int, tunnels: int) -> Iterator[None]:
-    """So many idle agents, from when all of them serve."""
-    ca_file = at.environment["RUSTUNNEL_CA"]
-    argv = [sys.executable, "-m", "benchmarks.many_agents", str(at.control), ca_file, str(at.backend)]
-    child = subprocess.Popen(
-        [*argv, str(agents), str(tunnels)], env={**os.environ, **at.environment}, stdout=subprocess.PIPE
-    )
-    try:
+def many_agents(at: Served, backend: int, agents: int, tunnels: int) -> Iterator[str]:
+    """So many agents with so many tunnels each, from when all of them serve; gives `many-PID`, how their labels begin.
+
+    Raises RuntimeError.
+    """
+    argv = [sys.executable, "-m", "benchmarks.many_agents", str(at.control), at.environment["RUSTUNNEL_CA"]]
+    with process(
+        *argv, str(backend), str(agents), str(tunnels), environment=at.environment, stdout=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None
-        if child.stdout.readline() != b"ready\n":
-            raise RuntimeError("the idle agents did not come up")
+        with child.stdout:
+            if child.stdout.readline() != b"ready\n":
+                raise RuntimeError("the agents did not come up")
         time.sleep(SETTLE_SECONDS)
-        yield
-    finally:
-        child.kill()
-        child.wait()
+        yield f"many-{child.pid}"
 
 
 def _visitors(at: Stage, count: int, context: ssl.SSLContext | None) -> list[socket.socket]:
@@ -73,13 +72,13 @@ def memory(at: Stage) -> Iterator[Row]:
     rest = resident_kib(at.server)
     yield Row("server at rest, one agent", "MiB", 80, less_is_better=True, ours=[rest / 1024])
     with contextlib.ExitStack() as stack:
-        stack.enter_context(many_agents(at, MANY, 1))  # what is allocated once is not theirs
+        stack.enter_context(many_agents(at, at.backend, MANY, 1))  # what is allocated once is not theirs
         before = resident_kib(at.server)
-        stack.enter_context(many_agents(at, AGENTS, 1))
+        stack.enter_context(many_agents(at, at.backend, AGENTS, 1))
         agent = (resident_kib(at.server) - before) / AGENTS
         yield Row("an idle agent with one tunnel", "KiB", 150, less_is_better=True, ours=[agent])
         before = resident_kib(at.server)
-        stack.enter_context(many_agents(at, MANY, 1 + TUNNELS))
+        stack.enter_context(many_agents(at, at.backend, MANY, 1 + TUNNELS))
         tunnel = (resident_kib(at.server) - before - MANY * agent) / (MANY * TUNNELS)
         yield Row("a further idle tunnel", "KiB", 20, less_is_better=True, ours=[tunnel])
         insecure = ssl.create_default_context()
@@ -94,22 +93,6 @@ def memory(at: Stage) -> Iterator[Row]:
             grown = resident_kib(at.server) - before
             yield Row(f"an idle visitor, {kind}", "KiB", most, less_is_better=True, ours=[grown / count])
     time.sleep(SETTLE_SECONDS)
-
-
-def growth(at: Stage, rounds: int) -> Iterator[Row]:
-    """Requests through the first tunnel while many others are there."""
-    url = f"http://127.0.0.1:{at.http}/"
-
-    def rate() -> float:
-        return load(at.tools.wrk, url, at.host, connections=32).rate
-
-    for agents, tunnels in ((AGENTS, 1), (MANY, 1 + TUNNELS)):
-        row = Row(f"keep-alive beside {agents} agents, {agents * tunnels} tunnels, to none", "req/s", 0.9)
-        for _ in range(rounds):
-            row.reference.append(rate())
-            with many_agents(at, agents, tunnels):
-                row.ours.append(rate())
-        yield row
 
 
 def starts(at: Stage, folder: Path, rounds: int) -> Iterator[Row]:

@@ -99,11 +99,11 @@ def wait_for_page(port: int, host: str) -> None:
 
 
 @contextlib.contextmanager
-def process(*argv: str, environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    *argv: str, environment: dict[str, str] | None = None, stdout: int = subprocess.DEVNULL
+) -> Iterator[subprocess.Popen[bytes]]:
     """A child that is ended politely, and then for sure."""
-    child = subprocess.Popen(
-        argv, env={**os.environ, **(environment or {})}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    child = subprocess.Popen(argv, env={**os.environ, **(environment or {})}, stdout=stdout, stderr=subprocess.DEVNULL)
     try:
         yield child
     finally:
@@ -119,6 +119,11 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def queue_seconds(pid: int) -> float:
+    """How long the process's first thread could have run so far, but waited for a processor."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
 
 
 def resident_kib(pid: int) -> int:
@@ -161,6 +166,7 @@ _REFERENCE = """
     upstream behind {{ server 127.0.0.1:{backend}; keepalive 256; keepalive_requests 1000000000; }}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
+        location = /idle {{ return 200 "nobody is behind this\\n"; }}
         location / {{
             proxy_pass http://behind; proxy_http_version 1.1; proxy_set_header Connection "";
             proxy_set_header Host $host; proxy_set_header X-Forwarded-For $remote_addr; proxy_buffering off;
