@@ -1,7 +1,7 @@
 # `make serve` starts a server, `make try` shows a tunnel, `make test` checks everything.
 # ARGS goes to the command: make serve ARGS='--domain t.example.com'
 
-.PHONY: serve try test check test-all peers lane-handshakes crossed bulk soak stalled idle overload format docs lock bench bench-profile image-check clean help run dev
+.PHONY: serve try test compile test-compiled check test-all peers lane-handshakes crossed bulk soak stalled idle overload format docs lock bench bench-profile image-check clean help run dev
 
 ARGS ?=
 PORT ?=
@@ -12,6 +12,8 @@ help:
 	@echo 'make try          server and agent in one, with a demo page or PORT=3000'
 	@echo 'make test         make check, then the test suite'
 	@echo 'make check        lint, format, types, import contracts'
+	@echo 'make compile      the hot path as machine code, a minute; never needed (make clean undoes it)'
+	@echo 'make test-compiled  the suite with the hot path compiled, in a virtual environment of its own'
 	@echo 'make test-all     the suite on each Python 3.11, 3.12, 3.13 of this machine'
 	@echo 'make peers        the tests with peers of Debian and registries: nginx, Caddy, ...'
 	@echo 'make lane-handshakes  what a flood of TLS handshakes costs others'
@@ -51,8 +53,18 @@ check: dev
 
 test: check
 	@# Four at a time; what fails beside others is said, and run once more alone: what fails twice fails.
-	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS) || \
+	export RUSTUNNEL_COMPILED=no; $(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS) || \
 	{ echo 'FAILED BESIDE OTHERS, once more alone:'; $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
+
+compile: dev
+	@$(BIN)/python scripts/compile.py
+
+test-compiled:
+	@scripts/venv.sh dev .venv-compiled
+	.venv-compiled/bin/python scripts/compile.py
+	export RUSTUNNEL_COMPILED=must; .venv-compiled/bin/python -m pytest -n 4 --dist worksteal $(ARGS) || \
+	{ echo 'FAILED BESIDE OTHERS, once more alone:'; \
+	.venv-compiled/bin/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 test-all:
 	@scripts/test-all.sh $(ARGS)

@@ -15,4 +15,6 @@ What carries traffic are plain objects that take bytes and call a sink (`wire/si
 contract); what decides and keeps house is trio. `docs/architecture.md` follows one request.
 """
 
+from rustunnel_py import compiled as compiled  # first: it decides what the imports after it get
+
 __version__ = "0.1.0"

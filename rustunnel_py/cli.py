@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 import rustunnel_py
+from rustunnel_py import compiled
 from rustunnel_py.errors import ConfigError, RustunnelError
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ _Command = TypeVar("_Command", bound="Callable[..., Any]")
 def main() -> None:
     """Run the command of this process; never returns."""
     failed: RustunnelError | None = None
+    if compiled.USE is compiled.Use.STALE:
+        click.echo(f"rustunnel-py: the hot path is {compiled.USE.value}; make compile", err=True)
     try:
         commands(prog_name="rustunnel-py")
     except* RustunnelError as group:  # nurseries wrap what is raised in them
@@ -93,7 +96,7 @@ def read_config(path: Path | None, flags: Mapping[str, object]) -> Config:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(rustunnel_py.__version__, prog_name="rustunnel-py")
+@click.version_option(rustunnel_py.__version__ + compiled.remark(), prog_name="rustunnel-py")
 def commands() -> None:
     """A self-hosted tunnel server and its agent.
 

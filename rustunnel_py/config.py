@@ -84,8 +84,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: Annotated[
         tuple[Text, ...],
         Meta(
-            description="Addresses and ranges whose `X-Forwarded-For` and `-Proto` are believed: `['10.0.0.0/8']`. "
-            "From everybody else they are replaced. See behind-a-proxy.md."
+            description="Addresses and ranges whose `X-Forwarded-For` and `-Proto` are believed, on the dashboard's "
+            "port too: `['10.0.0.0/8']`. From everybody else they are replaced. See behind-a-proxy.md."
         ),
     ] = ()
     proxy_protocol_from: Annotated[
@@ -169,8 +169,8 @@ class LoggingConfig(msgspec.Struct, frozen=True, kw_only=True):
     audit_log_path: Annotated[
         Text | None,
         Meta(
-            description="File of JSON lines: logins, tokens, registrations, refusals, replays; `GET /api/audit` has "
-            "them, too. Reopened on SIGHUP."
+            description="File of JSON lines: logins, tokens, registrations, leases, refusals, replays; `GET "
+            "/api/audit` has them, too. Reopened on SIGHUP."
         ),
     ] = None
     access_log_path: Annotated[

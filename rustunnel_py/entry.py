@@ -1,6 +1,7 @@
 """Where agents come in: their own port, the HTTPS edge under the bare domain, and both behind a proxy that encrypts.
+And who calls the API where a proxy stands before the dashboard's port.
 
-Wiring, as `server.py` is: the edges know no agents, and the agents' door knows no proxies.
+Wiring, as `server.py` is: the edges know no agents, and neither the agents' door nor the API knows proxies.
 """
 
 from __future__ import annotations
@@ -14,10 +15,24 @@ from rustunnel_py.transport.tcp import SocketConnection, peer_of
 
 if TYPE_CHECKING:
     from rustunnel_py.agents.door import Door
+    from rustunnel_py.api.serve import Introduce
     from rustunnel_py.model.networks import Networks
+    from rustunnel_py.model.tunnel import Peer
     from rustunnel_py.transport.connection import Connection
     from rustunnel_py.transport.front import Handle
-    from rustunnel_py.wire.http1 import RequestHead
+    from rustunnel_py.wire.http1 import Headers, RequestHead
+
+
+def callers_of(trusted: Networks) -> Introduce:
+    """Who calls the API: by the rules for visitors, so that nobody but `trusted` is believed about somebody else."""
+    proxies = TrustedProxies(trusted)
+
+    def introduce(headers: Headers, peer: Peer, scheme: str) -> tuple[Peer, str]:
+        if peer.ip not in proxies:
+            return peer, scheme
+        return proxies.visitor(headers, peer), proxies.scheme(headers, scheme)
+
+    return introduce
 
 
 class AgentsEntry:

@@ -34,7 +34,7 @@ from rustunnel_py.edges.access_log import AccessLog
 from rustunnel_py.edges.http import HttpEdge
 from rustunnel_py.edges.limits import Census, EdgeLimits, ParkingLimits
 from rustunnel_py.edges.tcp import TcpEdge
-from rustunnel_py.entry import AgentsEntry
+from rustunnel_py.entry import AgentsEntry, callers_of
 from rustunnel_py.errors import StoreError
 from rustunnel_py.hub.accounts import Accounts
 from rustunnel_py.hub.audit import Audit
@@ -320,7 +320,7 @@ class _Parts:
             metrics=self.metrics,
             metrics_public=config.metrics.public,
         )
-        self._api = ApiServer(app)
+        self._api = ApiServer(app, callers_of(trusted))
         self._fronts_nursery = fronts
         self._http_edges = [
             self._http_edge("http", self._sockets.http, None),

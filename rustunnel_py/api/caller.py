@@ -97,7 +97,7 @@ def actor() -> Actor:
 
 
 def peer() -> Peer:
-    """Where the request comes from; unknown where there is no socket."""
+    """Who sent the request, not the trusted proxy that passed it on; unknown where there is no socket."""
     client = asked().scope.get("client")
     return Peer("", 0) if client is None else Peer(client[0], client[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 _REF = "#/components/schemas/{name}"
+_SHAPES = "shapes"  # the heading under which they stand; no route has this tag
+_CODE = re.compile("`([^`]+)`")
 _REASONS = {
     200: "The answer.",
     201: "Made.",
@@ -201,42 +204,61 @@ def _errors(route: Route) -> set[int]:
 
 def page_body(api: Json) -> str:
     """The document for people, as markup; whatever it says is escaped."""
-    parts = [f"<p>{escape(api['info']['description'])}</p>", '<p><a href="/api/openapi.json">openapi.json</a></p>']
     by_tag: dict[str, list[tuple[str, str, Json]]] = {}
     for path, methods in api["paths"].items():
         for method, operation in methods.items():
             by_tag.setdefault(operation["tags"][0], []).append((method.upper(), path, operation))
+    parts = [
+        f"<p>{_prose(api['info']['description'])}</p>",
+        "<p>Where nothing else is said a call needs <code>Authorization: Bearer TOKEN</code>.</p>",
+        f'<nav>{" ".join(_link(tag) for tag in (*by_tag, _SHAPES))} <a href="/api/openapi.json">openapi.json</a></nav>',
+    ]
     for tag, operations in by_tag.items():
-        parts.append(f"<h2>{escape(tag)}</h2>")
+        parts.append(f'<h2 id="{escape(tag)}">{escape(tag)}</h2>')
         parts += [_section(method, path, operation) for method, path, operation in operations]
-    parts.append("<h2>Shapes</h2>")
+    parts.append(f'<h2 id="{_SHAPES}">{_SHAPES}</h2>')
     for name, schema in api["components"]["schemas"].items():
         parts.append(f'<h3 id="{escape(name)}">{escape(name)}</h3>{_fields(schema)}')
     return "\n".join(parts)
 
 
+def _link(name: str) -> str:
+    name = escape(name)
+    return f'<a href="#{name}">{name}</a>'
+
+
+def _prose(text: str) -> str:
+    """Text with `code` in it, as markup."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
+
+
 def _section(method: str, path: str, operation: Json) -> str:
-    parts = [f"<h3><code>{method} {escape(path)}</code></h3>", f"<p>{escape(operation['summary'])}.</p>"]
+    parts = [f"<h3><code>{method} {escape(path)}</code></h3>", f"<p>{_prose(operation['summary'])}.</p>"]
     if "description" in operation:
-        parts.append(f"<p>{escape(operation['description'])}</p>")
+        parts.append(f"<p>{_said(operation)}</p>")
     if operation["security"] == []:
         parts.append("<p>Needs no token.</p>")
-    if operation["parameters"]:
-        rows = "".join(
-            f"<tr><td><code>{escape(one['name'])}</code></td><td>{one['in']}</td><td>{_kind(one['schema'])}</td>"
-            f"<td>{escape(one['schema'].get('description', ''))}</td></tr>"
-            for one in operation["parameters"]
-        )
-        parts.append(f"<table><tr><th>parameter</th><th>in</th><th>type</th><th></th></tr>{rows}</table>")
+    parameters = [
+        (f"<code>{escape(one['name'])}</code>", one["in"], _kind(one["schema"]), _said(one["schema"]))
+        for one in operation["parameters"]
+    ]
+    parts.append(_table(("parameter", "in", "type", ""), parameters))
     if "requestBody" in operation:
         (media, content), *_ = operation["requestBody"]["content"].items()
         parts.append(f"<p>Body: {escape(media)} {_kind(content['schema'])}</p>")
-    rows = "".join(
-        f"<tr><td>{status}</td><td>{escape(answer['description'])}</td><td>{_answer_kind(answer)}</td></tr>"
-        for status, answer in operation["responses"].items()
-    )
-    parts.append(f"<table><tr><th>status</th><th></th><th>body</th></tr>{rows}</table>")
+    answers = [(status, _said(answer), _answer_kind(answer)) for status, answer in operation["responses"].items()]
+    parts.append(_table(("status", "", "body"), answers))
     return "\n".join(parts)
+
+
+def _table(names: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of markup, without columns in which nothing stands: a phone has no room for them."""
+    shown = [at for at in range(len(names)) if any(row[at] for row in rows)]
+    if not shown:
+        return ""
+    head = "".join(f"<th>{names[at]}</th>" for at in shown)
+    body = "".join(f"<tr>{''.join(f'<td>{row[at]}</td>' for at in shown)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def _answer_kind(answer: Json) -> str:
@@ -247,13 +269,16 @@ def _answer_kind(answer: Json) -> str:
 
 def _fields(schema: Json) -> str:
     required = schema.get("required", ())
-    rows = "".join(
-        f"<tr><td><code>{escape(name)}</code></td><td>{_kind(one)}</td>"
-        f"<td>{'' if name in required else 'optional'}</td><td>{escape(one.get('description', ''))}</td></tr>"
+    rows = [
+        (f"<code>{escape(name)}</code>", _kind(one), "" if name in required else "optional", _said(one))
         for name, one in schema.get("properties", {}).items()
-    )
-    said = schema.get("description", "")
-    return f"<p>{escape(said)}</p><table><tr><th>field</th><th>type</th><th></th><th></th></tr>{rows}</table>"
+    ]
+    said = _said(schema)
+    return (f"<p>{said}</p>" if said else "") + _table(("field", "type", "", ""), rows)
+
+
+def _said(schema: Json) -> str:
+    return _prose(schema.get("description", ""))
 
 
 def _kind(schema: Json) -> str:
@@ -261,8 +286,7 @@ def _kind(schema: Json) -> str:
     if "prefixItems" in schema:
         return "(" + ", ".join(_kind(one) for one in schema["prefixItems"]) + ")"
     if "$ref" in schema:
-        name = escape(schema["$ref"].rpartition("/")[2])
-        return f'<a href="#{name}">{name}</a>'
+        return _link(schema["$ref"].rpartition("/")[2])
     if "anyOf" in schema:
         return " or ".join(_kind(one) for one in schema["anyOf"])
     if "enum" in schema:

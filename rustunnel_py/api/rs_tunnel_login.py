@@ -170,12 +170,34 @@ def _bound(cookie: str, state: str) -> str:
 def _check_form(form: dict[str, str], state: str, our_origin: str | None) -> None:
     """That this server's own page sent it, in this browser. Raises Forbidden."""
     origin = request.headers.get("Origin")
-    ours = {request.host.lower(), urlsplit(our_origin or "").netloc.lower()}  # a proxy may have changed the Host
-    if origin is not None and (not (site := urlsplit(origin).netloc.lower()) or site not in ours):
+    if origin is not None and not _is_ours(origin, our_origin):
         raise Forbidden("This form was sent from another site.")
     expected = _bound(request.cookies.get(COOKIE, ""), state)
     if not hmac.compare_digest(form.get("bound", "").encode("utf-8", "surrogatepass"), expected.encode()):
         raise Forbidden("This page is too old, or cookies are off; open the link from the terminal again.")
+
+
+def _is_ours(origin: str, our_origin: str | None) -> bool:
+    """Whether a page of this origin is ours: of the Host that was asked, or, since a proxy may have changed that, of
+    server.dashboard_origin.
+
+    https will do where http is expected: a proxy need not say that it encrypts. Not the other way round: what came
+    unencrypted may be anybody's.
+    """
+    try:
+        site = urlsplit(origin)
+    except ValueError:
+        return False
+    for expected in (f"{request.scheme}://{request.host}", our_origin or ""):
+        scheme, _, place = expected.lower().partition("://")
+        if place and site.scheme in (scheme, "https") and _bare(site.netloc, site.scheme) == _bare(place, site.scheme):
+            return True
+    return False
+
+
+def _bare(place: str, scheme: str) -> str:
+    """A host in lower case, without the port that goes without saying."""
+    return place.lower().removesuffix(":443" if scheme == "https" else ":80")
 
 
 async def parse_form() -> dict[str, str]:

@@ -32,8 +32,12 @@ if TYPE_CHECKING:
     from quart import Quart
 
     from rustunnel_py.model.tunnel import Peer
+    from rustunnel_py.wire.http1 import Headers
 
     Put: TypeAlias = Callable[[ASGIReceiveEvent], Awaitable[None]]
+
+Introduce: TypeAlias = "Callable[[Headers, Peer, str], tuple[Peer, str]]"
+"""`introduce(headers, peer, scheme)`: who a request of this socket's peer comes from, and by `http` or `https`."""
 
 IDLE_SECONDS = 60.0  # between requests; browsers reopen without anybody noticing
 HEAD_SECONDS = 10.0
@@ -47,11 +51,19 @@ READ_SIZE = 64 * 1024
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
-class ApiServer:
-    """Serves connections of any listener with one app. `crashes` counts what no handler of the app caught."""
+def _as_it_seems(_: Headers, peer: Peer, scheme: str) -> tuple[Peer, str]:
+    return peer, scheme
 
-    def __init__(self, app: Quart) -> None:
+
+class ApiServer:
+    """Serves connections of any listener with one app. `crashes` counts what no handler of the app caught.
+
+    `introduce` is asked about each request: a proxy sends those of many visitors on one connection.
+    """
+
+    def __init__(self, app: Quart, introduce: Introduce = _as_it_seems) -> None:
         self._app = app
+        self._introduce = introduce
         self._config = Config()
         self._config.errorlog = None
         self._config.include_server_header = False
@@ -121,6 +133,7 @@ class _Served:
         self._tasks = _Tasks(self)
 
     async def run(self, scheme: str, peer: Peer, local: Peer) -> None:
+        self._peer = peer
         self._protocol = _Protocol(
             cast("AppWrapper", self._app),  # only our own spawn_app touches it
             self._server._config,
@@ -197,6 +210,7 @@ class _Served:
     ) -> None:
         """One request. `send(None)` tells Hypercorn that the app is through with it."""
         try:
+            self._introduce(scope)
             await self._app(scope, receive, send)
         except BaseExceptionGroup as group:
             _, rest = group.split(trio.Cancelled)
@@ -206,6 +220,18 @@ class _Served:
         except Exception as error:
             self._server.crashed(error)
         await send(None)
+
+    def _introduce(self, scope: Scope) -> None:
+        """Let the app see who really asks, and how."""
+        if scope["type"] == "lifespan":
+            return
+        scheme = "https" if self._protocol.ssl else "http"
+        peer, scheme = self._server._introduce(tuple(scope["headers"]), self._peer, scheme)
+        scope["client"] = (peer.ip, peer.port)
+        if scope["type"] == "http":
+            scope["scheme"] = scheme
+        else:
+            scope["scheme"] = "wss" if scheme == "https" else "ws"
 
 
 class _Tasks:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from rustunnel_py.model.capture import Capture, Kind, Message
 from rustunnel_py.model.ring import Budget, Ring
+from rustunnel_py.model.visit import Visit, VisitKind
 from rustunnel_py.wire.http1 import RequestHead
 from rustunnel_py.wire.messages import Allowance, EventWatcher, FrameWatcher, Seen
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from rustunnel_py.errors import Hop
     from rustunnel_py.model.redact import Redactor
     from rustunnel_py.model.tunnel import Peer
-    from rustunnel_py.model.visit import Visit
     from rustunnel_py.wire.http1 import Headers, ReplyHead
 
 MESSAGES_MAX = 1000  # messages of one exchange that are kept; the others are counted
@@ -107,28 +108,23 @@ class TunnelRing(Ring["Recording"]):
         return known
 
 
+@dataclass(slots=True, eq=False)
 class _Rest:
     """What only some exchanges have."""
 
-    __slots__ = (
-        "allowance", "answered", "back", "code", "events", "forth", "frames_max", "hop", "messages", "origin",
-        "reply_trailers", "request_trailers", "unwatched", "upgraded",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.request_trailers: Headers = ()
-        self.reply_trailers: Headers = ()
-        self.hop: str | None = None
-        self.code: str | None = None
-        self.answered: tuple[bytes, bytes] | None = None  # the edge's own answer
-        self.origin: str | None = None
-        self.upgraded = False
-        self.allowance: Allowance | None = None
-        self.events: EventWatcher | None = None
-        self.forth: FrameWatcher | None = None
-        self.back: FrameWatcher | None = None
-        self.messages: list[Message] = []
-        self.unwatched = False
+    request_trailers: Headers = ()
+    reply_trailers: Headers = ()
+    hop: str | None = None
+    code: str | None = None
+    answered: tuple[bytes, bytes] | None = None  # the edge's own answer
+    origin: str | None = None
+    upgraded: bool = False
+    allowance: Allowance | None = None
+    events: EventWatcher | None = None
+    forth: FrameWatcher | None = None
+    back: FrameWatcher | None = None
+    messages: list[Message] = field(default_factory=list)
+    unwatched: bool = False
 
 
 class Recording:
@@ -161,6 +157,23 @@ class Recording:
 
     def __repr__(self) -> str:
         return f"<Recording {self._method.decode('latin-1')} {self.id}>"
+
+    def copy(self) -> Recording:
+        """As it is now, without a number; what it refers to is shared."""
+        visit = Visit(self.id, self.ring.tunnel_id, VisitKind.HTTP, self._visitor, self._visitor, self._scheme)
+        twin = Recording(self.ring, visit, RequestHead(self._method, self._target, self._minor, self._block))
+        twin._connection = self._connection
+        twin._arrived = self._arrived
+        twin._begun = self._begun
+        twin._first = self._first
+        twin._reply = self._reply
+        twin._reason = self._reason
+        twin._request_body = self._request_body
+        twin._reply_body = self._reply_body
+        twin._request_bytes = self._request_bytes
+        twin._reply_bytes = self._reply_bytes
+        twin._rest = self._rest
+        return twin
 
     # the tap
 

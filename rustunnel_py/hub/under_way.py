@@ -6,7 +6,7 @@ A recording comes into its ring at its end, so that the hot path keeps no list o
 
 from __future__ import annotations
 
-from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from rustunnel_py.hub.recording import OVERHEAD, Recording
@@ -46,7 +46,7 @@ def so_far(one: UnderWay, now: float, *, contents: bool) -> Recording:
     """
     recording = one.tap
     assert isinstance(recording, Recording)
-    seen = copy(recording)
+    seen = recording.copy()
     seen.seq = 0
     seen._status = one.status
     seen._milliseconds = (now - one.arrived) * 1000.0
@@ -55,8 +55,8 @@ def so_far(one: UnderWay, now: float, *, contents: bool) -> Recording:
     seen._request_body = recording.request_body if contents else b""
     seen._reply_body = bytes(recording._reply_body) if contents else b""
     if recording._rest is not None:
-        seen._rest = copy(recording._rest)
-        seen._rest.messages = list(recording._rest.messages) if contents else []
-        seen.size += sum(len(message.content) for message in seen._rest.messages)
+        messages = list(recording._rest.messages) if contents else []
+        seen._rest = replace(recording._rest, messages=messages)
+        seen.size += sum(len(message.content) for message in messages)
     seen.size += len(seen._request_body) + len(seen._reply_body)
     return seen

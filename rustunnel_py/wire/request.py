@@ -7,7 +7,6 @@ Nothing in a head depends on both but what `_judge_together` checks.
 
 from __future__ import annotations
 
-import copy
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,7 @@ from rustunnel_py.wire.fields import (
     TCHAR,
     TOKEN,
     UPGRADE_LINES,
+    HeadLimits,
     find_illegal,
     framing_of,
     list_items,
@@ -30,7 +30,7 @@ from rustunnel_py.wire.forwarding import FORWARDED_FAMILY, REQUEST_FIELDS, Field
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from rustunnel_py.wire.fields import Headers, HeadLimits
+    from rustunnel_py.wire.fields import Headers
     from rustunnel_py.wire.sink import Buffer
 
 # The longest registered method has 17 letters; beyond this it is an attack on buffers.
@@ -45,6 +45,9 @@ _REQUEST_LINE = re.compile(rb"([" + TCHAR + rb"]{1,64}+) (/[!\"$-~]*+) HTTP/1\.(
 _TARGET = re.compile(rb"[!\"$-~]++")
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(.*)")
+# For header lines that were within the bounds once.
+_JUDGED = HeadLimits(target=2**31, line=2**31, total=2**31, count=2**31)
+
 _WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})  # RFC 9110 §9.2.2
@@ -152,7 +155,7 @@ class RequestBlock:
         lines = self.forward.split(b"\r\n")[:-1]
         kept = [line + b"\r\n" for line in lines if line.partition(b":")[0].lower() not in remove]
         kept += [b"%b: %b\r\n" % pair for pair in add]
-        block = copy.copy(self)
+        block = RequestBlock(self.raw, _JUDGED)
         block.forward = b"".join(kept)
         block.start = b" HTTP/1.1\r\nHost: %b\r\n%b" % (block.host_line, block.forward)
         return block

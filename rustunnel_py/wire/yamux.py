@@ -463,7 +463,7 @@ class Session:
             self._take_data(stream, size, flags)
         if flags & FIN and not self._over:
             if self._left:
-                self._fin = self._current is stream
+                self._fin = True
             else:
                 self._take_fin(stream)
         return None
@@ -646,11 +646,13 @@ class Session:
             stream._queued = False
             if stream._dead:
                 continue
-            if stream._pending:
+            pending = stream._pending is not None
+            if pending:
                 stream._send_pending()
-            if stream._pending or self._blocked:
+                pending = stream._pending is not None
+            if pending or self._blocked:
                 # The latter: its room is due when the trunk has some.
-                if stream._window_out or not stream._pending:
+                if stream._window_out or not pending:
                     stream._queue()
             elif stream._full and (stream._window_out or stream._shut):
                 stream._full = False

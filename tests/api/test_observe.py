@@ -154,6 +154,21 @@ async def test_the_page_has_nothing_from_elsewhere(bench: ApiBench) -> None:
     assert response.headers["Content-Security-Policy"].startswith("default-src 'none'")
 
 
+async def test_the_page_is_for_people(bench: ApiBench) -> None:
+    text = await (await call_page(bench, "/api/docs")).get_data(as_text=True)
+    assert "`" not in re.sub(r"<code>.*?</code>", "", text)
+    assert "<code>{&quot;error&quot;: &quot;...&quot;}</code>" in text
+    assert "<code>Authorization: Bearer TOKEN</code>" in text
+    for table in re.findall(r"<table>(.*?)</table>", text):
+        rows = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+        assert all(any(column) for column in zip(*rows[1:], strict=True)), table  # nothing that is only a head
+    ids = re.findall(r' id="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    linked = re.findall(r'href="#([^"]*)"', text)
+    assert set(linked) <= set(ids)
+    assert {"tunnels", "tokens", "history", "shapes"} <= set(linked)
+
+
 async def call_page(bench: ApiBench, path: str) -> Any:
     return await bench.app.test_client().get(path, headers={"Host": "localhost:4041"})
 

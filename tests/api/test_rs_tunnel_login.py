@@ -344,6 +344,8 @@ async def test_a_wrong_token_can_be_corrected(house: LeasedHouse, mock_clock: Mo
         {"header_Origin": "https://evil.example"},
         {"header_Origin": "null"},
         {"header_Origin": "http://localhost:4042"},
+        {"header_Origin": "http://[localhost:4041"},
+        {"header_Origin": "ftp://localhost:4041"},
         {"header_Sec_Fetch_Site": "cross-site"},
         {"header_Sec_Fetch_Site": "same-site"},
     ],

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from quart import Quart
     from trio.testing import MockClock
 
+    from rustunnel_py.api.serve import Introduce
+    from rustunnel_py.wire.http1 import Headers
+
 PEER = Peer("192.0.2.1", 1234)
 LOCAL = Peer("127.0.0.1", 4041)
 
@@ -55,8 +58,8 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(app: Quart) -> AsyncIterator[Served]:
-    server = ApiServer(app)
+async def serving(app: Quart, *introduce: Introduce) -> AsyncIterator[Served]:
+    server = ApiServer(app, *introduce)
     async with trio.open_nursery() as nursery:
 
         async def handle(stream: trio.SocketStream) -> None:
@@ -346,6 +349,8 @@ def trouble_app() -> Quart:
 
     @app.websocket("/echo")
     async def echo() -> None:
+        if "X-Number" in websocket.headers:
+            await websocket.send(f"{websocket.scope['client']} {websocket.scheme}")
         while True:
             await websocket.send(await websocket.receive())
 
@@ -356,6 +361,34 @@ async def test_scheme_and_addresses_are_passed_on() -> None:
     async with serving(trouble_app()) as served:
         _, body = the_reply(await served.ask(a_request("GET /who", CLOSE)))
     assert body == b"('192.0.2.1', 1234) ('127.0.0.1', 4041) http"
+
+
+def _as_numbered(headers: Headers, peer: Peer, scheme: str) -> tuple[Peer, str]:
+    """The caller of X-Number; without one the socket's."""
+    number = dict(headers).get(b"x-number")
+    return (peer, scheme) if number is None else (Peer(f"198.51.100.{int(number)}", 0), "https")
+
+
+async def test_each_request_has_a_caller_of_its_own() -> None:
+    async with serving(trouble_app(), _as_numbered) as served:
+        received = await served.ask(
+            a_request("GET /who", "X-Number: 7"),
+            a_request("GET /who"),
+            a_request("GET /who", "X-Number: 8", CLOSE),
+        )
+    assert re.findall(rb"\('([\d.]+)', \d+\) \('127.0.0.1', 4041\) (https?)", received) == [
+        (b"198.51.100.7", b"https"),
+        (b"192.0.2.1", b"http"),
+        (b"198.51.100.8", b"https"),
+    ]
+
+
+async def test_a_caller_that_cannot_be_told_crashes_its_own_request_only() -> None:
+    async with serving(trouble_app(), _as_numbered) as served:
+        response, _ = the_reply(await served.ask(a_request("GET /who", "X-Number: seven", CLOSE)))
+        assert response.status_code == 500
+        assert served.server.crashes == 1
+        assert b" http" in await served.ask(a_request("GET /who", CLOSE))
 
 
 async def stuck(served: Served) -> trio.SocketStream:
@@ -426,19 +459,30 @@ async def test_a_crash_ends_its_own_connection_only() -> None:
         assert b"200" in await served.ask(a_request("GET /who", CLOSE))
 
 
+UPGRADE = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+
+
+async def test_a_websocket_has_its_caller_too() -> None:
+    async with serving(trouble_app(), _as_numbered) as served:
+        stream = await served.connect()
+        async with stream:
+            await stream.send_all(a_request("GET /echo", "X-Number: 9", *UPGRADE))
+            received = b""
+            while b"wss" not in received:
+                received += await stream.receive_some()
+            assert received.endswith(b"('198.51.100.9', 0) wss")
+
+
 async def test_a_websocket() -> None:
     async with serving(trouble_app()) as served:
         stream = await served.connect()
         async with stream:
-            await stream.send_all(
-                a_request(
-                    "GET /echo",
-                    "Connection: Upgrade",
-                    "Upgrade: websocket",
-                    "Sec-WebSocket-Version: 13",
-                    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-                )
-            )
+            await stream.send_all(a_request("GET /echo", *UPGRADE))
             head = await stream.receive_some()
             assert head.startswith(b"HTTP/1.1 101")
             assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head

@@ -172,20 +172,18 @@ async def test_T10_no_port_left_towards_the_local_service_costs_that_visit_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
+    import socket
 
-    from rustunnel_py.transport import tcp as transport
-
-    begin = transport.begin_connect
+    connect = socket.socket.connect_ex
     left = [1]
 
-    def exhausted(family: int, address: tuple[object, ...]) -> tuple[object, int]:
-        sock, code = begin(family, address)
+    def exhausted(sock: socket.socket, address: tuple[object, ...]) -> int:
         if address[1] == service.port and left[0]:
             left[0] -= 1
-            return sock, errno.EADDRNOTAVAIL
-        return sock, code
+            return errno.EADDRNOTAVAIL
+        return connect(sock, address)
 
-    monkeypatch.setattr(transport, "begin_connect", exhausted)
+    monkeypatch.setattr(socket.socket, "connect_ex", exhausted)
     async with (
         http_service() as service,
         whole_server(tmp_path, limits={"tcp_port_range": (0, 0)}) as whole,
