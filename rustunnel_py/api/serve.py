@@ -21,6 +21,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from hypercorn.events import Event
-    from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, Scope
+    from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, H11SendableEvent, Scope
     from quart import Quart
 
     from rustunnel_py.model.tunnel import Peer
@@ -102,6 +103,18 @@ async def _end(stream: trio.abc.Stream) -> None:
 class _Protocol(H11Protocol):
     async def _check_protocol(self, event: h11.Request) -> None:
         """No h2 and no h2c: such a request is served as the HTTP/1.1 request that it is."""
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        """Where a client sends something before its WebSocket was accepted, Hypercorn refuses it while the app answers:
+        what cannot be said any more is dropped, and the connection ends.
+        """
+        try:
+            await super()._send_h11_event(event)
+        except h11.LocalProtocolError:
+            if not isinstance(self.stream, WSStream):
+                raise
+            await self.send(RawData(b""))  # behind what is being sent
+            await self.send(Closed())
 
     async def _send_error_response(self, status_code: int) -> None:
         """For what is no HTTP: JSON like every other error."""

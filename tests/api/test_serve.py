@@ -492,6 +492,19 @@ async def test_a_websocket() -> None:
         assert served.server.crashes == 0
 
 
+async def test_what_comes_before_a_websocket_is_accepted_is_no_crash() -> None:
+    """Hypercorn refuses it, while the app refuses the request itself."""
+    async with serving(trouble_app()) as served:
+        for _ in range(20):
+            async with await served.connect() as stream:
+                await stream.send_all(a_request("GET /nothing", *UPGRADE) + b"\x81\x80\x00\x00\x00\x00")
+                with trio.fail_after(60):
+                    received = b"".join([part async for part in stream])
+                assert received.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 404 ")), received
+        await until_busy(served)
+        assert served.server.crashes == 0
+
+
 async def test_over_memory_streams_a_byte_at_a_time(bench: ApiBench) -> None:
     server = ApiServer(bench.app)
     ours, theirs = trio.testing.memory_stream_pair()
