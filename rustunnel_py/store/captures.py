@@ -217,9 +217,10 @@ class Captures:
             return found
 
         found = await self._database.write(work)
-        self._keys |= found
-        self._ids |= {key: tunnel_id for tunnel_id, key in found.items()}
-        self.owners |= unknown
+        # All of them: pruning may have emptied one meanwhile, and forgotten it.
+        self._keys |= {tunnel_id: keys[tunnel_id] for tunnel_id in owners}
+        self._ids |= {keys[tunnel_id]: tunnel_id for tunnel_id in owners}
+        self.owners |= owners
         for capture in captures:
             share = self.shares.setdefault(capture.tunnel_id, Share())
             share.rows += 1
@@ -374,6 +375,8 @@ class Captures:
             known.bytes -= share.bytes
             if known.rows <= 0:
                 del self.shares[tunnel_id]
+                self.owners.pop(tunnel_id, None)
+                self._ids.pop(self._keys.pop(tunnel_id, 0), None)
 
 
 _ONE = "id = ? AND tunnel = ?"

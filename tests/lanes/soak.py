@@ -33,6 +33,7 @@ import trio
 from rustunnel_py.hub.recording import CONNECTIONS_MAX
 from rustunnel_py.model.redact import REMEMBERED
 from rustunnel_py.model.telemetry import SAMPLES_MAX
+from rustunnel_py.wire.request import REMEMBERED as BLOCKS_REMEMBERED
 from tests.lanes.counted import VARIABLE, counts_of
 from tests.lanes.load import FLAPPING, MESSAGES, STEADY, Load
 from tests.lanes.processes import AgentProcess, descriptors, local_service, rss
@@ -81,16 +82,24 @@ TOLERANCES = {
     "objects": 16.0,
     "kept": 64.0,
 }
+VIEWS_MAX = 10_000.0  # captures made ready to be shown: 16 MiB of them, the smallest of 1.5 KiB
+TUNNELS_MAX = 4000.0  # more than there are in 20 minutes
 # What fills slowly, to a bound of its own: at most so much in all, however little it was before.
 BOUNDS = {
     "objects hub.recording.Recording": float(RINGS * RING_SIZE),
-    "objects model.capture.Capture": float(RINGS * RING_SIZE),
+    "objects model.capture.Capture": VIEWS_MAX,
+    "kept hub.capture_views.CaptureViews._ready": VIEWS_MAX,
     "objects model.capture.Message": float(RINGS * RING_SIZE * 3 * MESSAGES),
     "objects model.tunnel.Peer": float(RINGS * RING_SIZE + 16),
     "kept model.telemetry.Samples._samples": float(RINGS * SAMPLES_MAX),
     "kept model.redact.Redactor.": float(REMEMBERED),
     "objects model.redact.Judged": float(REMEMBERED),
     "kept hub.recording.TunnelRing._connections": float(RINGS * CONNECTIONS_MAX),
+    "objects wire.request.RequestBlock": float(2 * BLOCKS_REMEMBERED + RINGS * RING_SIZE),
+    "kept wire.request.BlockMemory.": float(BLOCKS_REMEMBERED),
+    # Known for as long as the store has captures of them; each return of an agent is another tunnel.
+    "objects store.captures.Share": TUNNELS_MAX,
+    "kept store.captures.Captures.": TUNNELS_MAX,
 }
 
 Rows: TypeAlias = dict[str, float]

@@ -244,6 +244,15 @@ async def test_a_tunnel_without_captures_is_forgotten_at_the_next_start(captures
     assert captures.owners == {}
 
 
+async def test_a_tunnel_whose_captures_were_pruned_is_no_longer_kept_in_mind(captures: Captures) -> None:
+    await captures.write([capture(1), capture(2, "t2")], OWNERS)
+    assert await captures.prune(replace(NO_BOUND, rows=1), NOW) == 1
+    assert (set(captures.owners), set(captures._keys), len(captures._ids)) == ({"t2"}, {"t2"}, 1)
+    await captures.write([capture(3)], OWNERS)
+    assert await paths(captures) == ["/3"]
+    assert captures.owners["t1"] == OWNERS["t1"]
+
+
 async def test_the_file_keeps_what_sqlite_checks(store: Store, captures: Captures, tmp_path: Path) -> None:
     await captures.write([capture(number) for number in range(1, 700)], OWNERS)
     await captures.prune(replace(NO_BOUND, rows=100), NOW)
