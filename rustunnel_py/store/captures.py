@@ -202,21 +202,18 @@ class Captures:
         unknown = {tunnel_id: owner for tunnel_id, owner in owners.items() if tunnel_id not in self._keys}
         keys = dict(self._keys)
 
-        async def work(transaction: Transaction) -> dict[str, int]:
-            found: dict[str, int] = {}
+        async def work(transaction: Transaction) -> None:
             for tunnel_id, owner in unknown.items():
                 await transaction.execute(
                     "INSERT OR IGNORE INTO captured_tunnels (id, owner) VALUES (?, ?)", (tunnel_id, owner)
                 )
                 known = await transaction.fetch_one("SELECT key FROM captured_tunnels WHERE id = ?", (tunnel_id,))
-                found[tunnel_id] = known[0] if known is not None else 0
-            keys.update(found)
+                keys[tunnel_id] = known[0] if known is not None else 0
             for row in rows:
                 row[1] = keys[row[1]]
             await _insert(transaction, rows)
-            return found
 
-        found = await self._database.write(work)
+        await self._database.write(work)
         # All of them: pruning may have emptied one meanwhile, and forgotten it.
         self._keys |= {tunnel_id: keys[tunnel_id] for tunnel_id in owners}
         self._ids |= {keys[tunnel_id]: tunnel_id for tunnel_id in owners}

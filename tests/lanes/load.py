@@ -160,6 +160,8 @@ class Load:
         answer = await read_body(reader, head)
         if head.status == 200:
             return _same(answer, body_of(tag, lines))
+        if host.startswith(STEADY):
+            raise Wrong(f"{'POST' if body else 'GET'} answered {head.first!r}: {answer[-400:]!r}")
         return _failed(head)
 
     async def websocket(self, host: str) -> str:
