@@ -222,26 +222,37 @@ def _websocket_refusal(option: bool, keys: list[bytes], versions: list[bytes], b
 class BlockMemory:
     """Header blocks that were judged lately, by their bytes: clients say the same again on their next connection.
 
-    The older half is forgotten when the newer one is full, so what is asked for stays.
+    What comes for the second time is kept, since a cookie that counts makes every block another. The older half is
+    forgotten when the newer one is full, so what is asked for stays.
     """
 
-    __slots__ = ("_newer", "_older")
+    __slots__ = ("_newer", "_older", "_once")
 
     def __init__(self) -> None:
         self._newer: dict[bytes, RequestBlock] = {}
         self._older: dict[bytes, RequestBlock] = {}
+        self._once: set[int] = set()  # hashes of blocks that came
 
     def judge(self, raw: bytes, limits: HeadLimits) -> RequestBlock:
         """The block of `raw`, judged now or remembered. Raises HttpError."""
         newer = self._newer
         block = newer.get(raw)
+        if block is not None:
+            return block
+        block = self._older.get(raw)
         if block is None:
-            block = self._older.get(raw) or RequestBlock(raw, limits)
-            if len(raw) <= REMEMBERED_BYTES:
-                if len(newer) >= REMEMBERED:
-                    self._older = newer
-                    newer = self._newer = {}
-                newer[raw] = block
+            block = RequestBlock(raw, limits)
+            once = self._once
+            mark = hash(raw)
+            if mark not in once or len(raw) > REMEMBERED_BYTES:
+                if len(once) >= REMEMBERED:
+                    once.clear()
+                once.add(mark)
+                return block
+        if len(newer) >= REMEMBERED:
+            self._older = newer
+            newer = self._newer = {}
+        newer[raw] = block
         return block
 
 

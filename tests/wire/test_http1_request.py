@@ -11,7 +11,9 @@ from rustunnel_py.errors import HttpError
 from rustunnel_py.wire.http1 import (
     CHUNKED,
     REQUEST_LIMITS,
+    BlockMemory,
     HeadLimits,
+    RequestBlock,
     RequestHead,
     find_head_end,
     forwarded_lines,
@@ -20,6 +22,7 @@ from rustunnel_py.wire.http1 import (
     skip_leading_empty_lines,
     websocket_accept,
 )
+from rustunnel_py.wire.request import REMEMBERED, REMEMBERED_BYTES
 from tests.hostile.corpus import CASES, WEBSOCKET, Case, get, head, post
 
 HOST = b"Host: abc.example"
@@ -462,3 +465,36 @@ def test_any_mutation_is_refused_or_becomes_one_canonical_request(
     )
     assert again.is_upgrade == request.is_upgrade
     assert render(again) == wire
+
+
+def test_a_block_that_comes_again_is_judged_once_by_an_edges_memory() -> None:
+    memory = BlockMemory()
+
+    def block(host: bytes) -> RequestBlock:
+        return judge_request(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host, REQUEST_LIMITS, memory=memory).block
+
+    first, second = block(b"a"), block(b"a")
+    assert first is not second  # kept from the second time on
+    assert block(b"a") is second
+    for number in range(3 * REMEMBERED):
+        assert block(b"n%d" % number).host == f"n{number}"
+    assert block(b"a") is second  # what came once pushes nothing out
+    for _ in range(2):
+        for number in range(0, REMEMBERED, 8):
+            assert block(b"n%d" % number).host == f"n{number}"
+    assert block(b"a") is second
+    assert max(len(memory._newer), len(memory._older), len(memory._once)) <= REMEMBERED
+
+
+def test_a_long_block_is_not_remembered() -> None:
+    memory = BlockMemory()
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * REMEMBERED_BYTES + b"\r\n\r\n"
+    blocks = [judge_request(head, REQUEST_LIMITS, memory=memory).block for _ in range(3)]
+    assert len({id(block) for block in blocks}) == 3
+
+
+def test_what_is_refused_is_refused_each_time() -> None:
+    memory = BlockMemory()
+    for _ in range(3):
+        with pytest.raises(HttpError):
+            judge_request(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", REQUEST_LIMITS, memory=memory)
