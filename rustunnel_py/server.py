@@ -75,6 +75,10 @@ if TYPE_CHECKING:
 
 SWEEP_NAMES_SECONDS = 3600.0  # how often names that nobody used for names.remember_days are forgotten
 
+# How long the loop waits for a thread that computes (large captures are redacted in one) before it gets the interpreter
+# back. Python's own 5 ms come again at each system call of the loop.
+SWITCH_SECONDS = 0.0005
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
@@ -529,6 +533,7 @@ def serve_command(config: Config, data: Path, *, executable: str, pump_kind: Pum
     os.umask(0o077)
     raise_descriptor_limit()
     give_large_blocks_back()
+    sys.setswitchinterval(SWITCH_SECONDS)
     if sys.platform != "win32":
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to do, and no reason to die (P06)
     with logs.background_log(config.logging):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rustunnel_py.model.capture import Headers, Message
 
@@ -60,6 +60,12 @@ _LOOKS = (
     b"eyJ", b"IA", b"AIza", b"github_pat_", b"glpat-", b"k_live_", b"k_test_", b"sk-", b"xox", b"-----BEGIN", b"hf_",
     b"npm_", b"SG.",
 )  # fmt: skip
+# An expression holds the interpreter for as long as it runs, 15 ms over the 256 KiB of a large body, and visitors would
+# wait for that: so it is run over so much at a time.
+PIECE = 8 * 1024
+STEM_MAX = 64  # bytes of the longest of our own stems, with what is looked at around it
+# Bytes after which it is clear that one of _LOOK has begun; the longest is a JWT's head.
+LOOK_BEGUN_MAX = 4096 + 64
 _GITHUB = re.compile(rb"gh[opusr]_")
 _LOOK = re.compile(
     rb"eyJ[\w-]{5,4096}\.[\w-]{5,65536}(?:\.[\w-]{0,8192})?"  # a JWT
@@ -111,11 +117,19 @@ class Judged(NamedTuple):
 
 class Redactor:
     """One tier with its patterns. `names` are wildcards for names of headers and fields, `patterns` expressions that
-    values are searched for; raises re.error for one that is none.
+    values are searched for; raises re.error for one that is none. `pause` is called after each PIECE of a large text.
     """
 
-    def __init__(self, tier: Tier = "standard", names: Sequence[str] = (), patterns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tier: Tier = "standard",
+        names: Sequence[str] = (),
+        patterns: Sequence[str] = (),
+        *,
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
         self.tier = tier
+        self._pause = pause
         self._extra = [re.compile(fnmatch.translate(name.lower())) for name in names]
         self._extra_words = [
             word.encode() for name in names if (word := max(re.split(r"[*?\[\]]", name.lower()), key=len))
@@ -126,6 +140,7 @@ class Redactor:
             "|".join((*stems, *(re.escape(word.decode()) for word in self._extra_words))).encode()
             + rb"|(?<![a-z0-9_-])(?:" + b"|".join(sorted(name.encode() for name in _NAMES)) + rb")(?![a-z0-9_])"
         )  # fmt: skip
+        self._stem_max = STEM_MAX + max(map(len, self._extra_words), default=0)
         self._word = re.compile(b"|".join((_WORD, *map(re.escape, self._extra_words))))
         self._known: dict[str, bool] = {}
         self._blocks: dict[Headers, Judged] = {}
@@ -336,7 +351,7 @@ class Redactor:
         """Masks what stands behind a secret's name. None: too many."""
         pieces: list[bytes] = []
         done = looked_at = 0
-        for stem in self._stem.finditer(lowered):
+        for stem in _found_in_pieces(self._stem, lowered, self._stem_max, self._pause):
             if stem.start() < done:
                 continue
             looked_at += 1
@@ -376,10 +391,41 @@ class Redactor:
         if text is None:
             return None
         if _has_looks(text):
-            text = _LOOK.sub(MARK, text)
+            text = _LOOK.sub(MARK, text) if len(text) <= PIECE else _masked_in_pieces(text, self._pause)
         for pattern in self._patterns:
             text = pattern.sub(MARK, text)
         return text
+
+
+def _found_in_pieces(
+    pattern: re.Pattern[bytes], text: bytes, longest: int, pause: Callable[[], None]
+) -> Iterator[re.Match[bytes]]:
+    """`finditer` for matches of at most `longest` bytes, with a pause after each piece."""
+    if len(text) <= PIECE:
+        yield from pattern.finditer(text)
+        return
+    at = 0
+    for start in range(0, len(text), PIECE):
+        at = max(at, start)
+        while (found := pattern.search(text, at, start + PIECE + longest)) and found.start() < start + PIECE:
+            yield found
+            at = max(found.end(), at + 1)
+        pause()
+
+
+def _masked_in_pieces(text: bytes, pause: Callable[[], None]) -> bytes:
+    """`_LOOK.sub(MARK, text)`. A piece shows where something begins, and there the whole of it is looked at."""
+    pieces: list[bytes] = []
+    done = at = 0
+    for start in range(0, len(text), PIECE):
+        at = max(at, start)
+        while (begun := _LOOK.search(text, at, start + PIECE + LOOK_BEGUN_MAX)) and begun.start() < start + PIECE:
+            found = _LOOK.match(text, begun.start()) or begun
+            pieces += text[done : found.start()], MARK
+            done = at = found.end()
+        pause()
+    pieces.append(text[done:])
+    return b"".join(pieces)
 
 
 def _has_looks(text: bytes) -> bool:

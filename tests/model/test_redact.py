@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rustunnel_py.model import redact
 from rustunnel_py.model.capture import Message
-from rustunnel_py.model.redact import MARK, Judged, Redactor, masked_names
+from rustunnel_py.model.redact import MARK, PIECE, Judged, Redactor, masked_names
 from tests.support import secrets40
 
 TEXT = Judged((), b"text/plain", b"")
@@ -179,3 +180,38 @@ def test_any_bytes_are_taken(noise: bytes, word: bytes) -> None:
     body(redactor, noise + word + noise)
     redactor.target(b"/" + word)
     redactor.header(b"x-any", noise)
+
+
+@st.composite
+def large_texts(draw: st.DrawFn) -> bytes:
+    """Several pieces, with things that look like secrets where one piece ends and the next begins."""
+    filler = draw(st.sampled_from([b" ", b"x", b"\n", b"token ", b"eyJ", b"-", b"key=", b"://a:", b"\xff"]))
+    text = bytearray(filler * (3 * PIECE // len(filler)))
+    for _ in range(draw(st.integers(1, 8))):
+        secret = draw(st.sampled_from(LARGE))
+        at = draw(st.sampled_from([PIECE, 2 * PIECE])) + draw(st.integers(-len(secret) - 40, 40))
+        text[at : at + len(secret)] = secret
+    return bytes(text)
+
+
+LARGE = [
+    b" eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl ",
+    b" eyJ" + b"a" * 4000 + b"." + b"b" * 5000 + b".c ",
+    b" AKIAIOSFODNN7EXAMPLE ",
+    b" ghp_0123456789abcdefghij0123 ",
+    b"\n-----BEGIN RSA PRIVATE KEY-----" + b"A" * 3000 + b"-----END RSA PRIVATE KEY-----\n",
+    b" https://user:geheim@host/ ",
+    b' "api_key": "geheim geheim" ',
+    b" password=geheim&x=1 ",
+    b" Authorization: Bearer geheim0123 ",
+]
+
+
+@given(large_texts())
+@settings(max_examples=60, deadline=None)
+def test_a_large_text_is_masked_in_pieces_as_in_one(text: bytes) -> None:
+    redactor = Redactor()
+    in_pieces = redactor.text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redact, "PIECE", len(text))
+        assert redactor.text(text) == in_pieces
