@@ -60,6 +60,11 @@ REQUEST_FIELDS: dict[bytes, Field] = {
     b"via": Field.DROP,
 }
 
+TREATED: dict[bytes, Field | None] = {}
+"""What `request_field` said of a name as it came: the same few dozen come again and again."""
+TREATED_MAX = 1024  # names
+TREATED_BYTES = 64  # of a name; longer ones are nobody's habit
+
 REPLY_FIELDS: dict[bytes, Field] = {
     b"content-length": Field.LENGTH,
     b"transfer-encoding": Field.CODING,
@@ -98,6 +103,21 @@ def sendable_trailers(trailers: Headers) -> Headers:
         and key not in _NO_TRAILERS
         and not key.startswith(_NO_TRAILER_FAMILIES)
     )
+
+
+def request_field(name: bytes) -> Field | None:
+    """How a request's field is treated; None: it passes. A twin of a name with a meaning (H07) is dropped."""
+    key = name.translate(FOLD)
+    kind = REQUEST_FIELDS.get(key)
+    if kind is None:
+        treated = Field.DROP if key.startswith(FORWARDED_FAMILY) else None
+    else:
+        treated = kind if key == name.lower() else Field.DROP
+    if len(name) <= TREATED_BYTES:
+        if len(TREATED) >= TREATED_MAX:
+            TREATED.clear()
+        TREATED[name] = treated
+    return treated
 
 
 def forwarded_lines(visitor_ip: str, scheme: str, host: bytes, port: int) -> bytes:

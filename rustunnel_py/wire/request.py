@@ -14,7 +14,6 @@ from rustunnel_py.errors import HttpError
 from rustunnel_py.wire.fields import (
     CHUNKED,
     CHUNKED_LINE,
-    FOLD,
     TCHAR,
     TOKEN,
     UPGRADE_LINES,
@@ -25,7 +24,7 @@ from rustunnel_py.wire.fields import (
     parse_host,
     read_fields,
 )
-from rustunnel_py.wire.forwarding import FORWARDED_FAMILY, REQUEST_FIELDS, Field, without_named
+from rustunnel_py.wire.forwarding import TREATED, Field, request_field, without_named
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -50,6 +49,7 @@ _JUDGED = HeadLimits(target=2**31, line=2**31, total=2**31, count=2**31)
 
 _WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
+_DROP = Field.DROP
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})  # RFC 9110 §9.2.2
 # A gateway is no open relay (H36), and TRACE shows a browser its own cookies (H37).
 _REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
@@ -119,13 +119,12 @@ class RequestBlock:
         fields = read_fields(raw, limits)
         forward: list[bytes] = []
         special: list[tuple[Field, bytes]] = []
+        treated = TREATED
         for name, value in fields:
-            key = name.translate(FOLD)
-            kind = REQUEST_FIELDS.get(key)
+            kind = treated[name] if name in treated else request_field(name)
             if kind is None:
-                if not key.startswith(FORWARDED_FAMILY):
-                    forward.append(b"%b: %b\r\n" % (name, value))
-            elif kind and key == name.lower():
+                forward.append(b"%b: %b\r\n" % (name, value))
+            elif kind is not _DROP:
                 special.append((kind, value))
                 if kind >= Field.WEBSOCKET_KEY:
                     forward.append(b"%b: %b\r\n" % (name, value))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rustunnel_py.errors import HttpError
+from rustunnel_py.wire.forwarding import TREATED, TREATED_BYTES, TREATED_MAX, Field, request_field
 from rustunnel_py.wire.http1 import (
     CHUNKED,
     REQUEST_LIMITS,
@@ -498,3 +499,17 @@ def test_what_is_refused_is_refused_each_time() -> None:
     for _ in range(3):
         with pytest.raises(HttpError):
             judge_request(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", REQUEST_LIMITS, memory=memory)
+
+
+def test_how_names_are_treated_is_remembered_within_bounds() -> None:
+    TREATED.clear()
+    for number in range(3 * TREATED_MAX):
+        request_field(b"x-%d" % number)
+    assert 0 < len(TREATED) <= TREATED_MAX
+    request_field(b"y" * (TREATED_BYTES + 1))
+    assert b"y" * (TREATED_BYTES + 1) not in TREATED
+    for _ in range(2):  # judged, then remembered
+        assert request_field(b"X-Anything") is None
+        assert request_field(b"Host") is Field.HOST
+        for dropped in (b"X-Forwarded-For", b"x_forwarded_proto", b"Via", b"Content_Length"):
+            assert request_field(dropped) is Field.DROP
