@@ -13,6 +13,7 @@ from rustunnel_py.model.access import Role, Secret
 from rustunnel_py.wire import agent_token
 from tests.support.api import ADMIN_TOKEN, PEER
 from tests.support.leased import DOMAIN, LeasedHouse, leased_house
+from tests.support.rs_tunnel_contract import QUIET_METRICS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,17 +77,7 @@ def machine(**more: Any) -> Row:
 
 
 QUIET: dict[str, object] = {
-    "metrics": {
-        "ttl": 0,
-        "opn": 0,
-        "rt1Ms": None,
-        "rt5Ms": None,
-        "p50Ms": None,
-        "p90Ms": None,
-        "requests": 0,
-        "errors": 0,
-        "bytes": 0,
-    },
+    "metrics": QUIET_METRICS,
     "requests": [],
 }
 START: dict[str, object] = {"email": "dev@example.com", "codeChallenge": challenge_of(VERIFIER)}

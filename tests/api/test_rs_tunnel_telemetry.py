@@ -13,7 +13,7 @@ from rustunnel_py.hub import telemetry
 from rustunnel_py.store import telemetry as telemetry_store
 from tests.support.api import ADMIN_TOKEN
 from tests.support.leased import NOON, Answer, LeasedHouse, leased_house
-from tests.support.rs_tunnel_contract import check_live, check_ok, check_points, check_requests
+from tests.support.rs_tunnel_contract import QUIET_METRICS, check_live, check_ok, check_points, check_requests
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,17 +24,7 @@ if TYPE_CHECKING:
     from rustunnel_py.hub.registry import Tunnel
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
-QUIET = {
-    "ttl": 0,
-    "opn": 0,
-    "rt1Ms": None,
-    "rt5Ms": None,
-    "p50Ms": None,
-    "p90Ms": None,
-    "requests": 0,
-    "errors": 0,
-    "bytes": 0,
-}
+QUIET = QUIET_METRICS
 # The example of the live telemetry page, both of its snapshots.
 SEED = [
     {

@@ -15,7 +15,7 @@ import trio
 from rustunnel_py.hub import leases as leases_module
 from rustunnel_py.model.access import Secret
 from tests.support.rs_tunnel_cli import PlayedCli, Up, played_cli
-from tests.support.rs_tunnel_contract import check_live, check_requests
+from tests.support.rs_tunnel_contract import QUIET_METRICS, check_live, check_requests
 from tests.support.running_server import RunningServer, running_server
 from tests.support.services import HttpClient, http_service, pattern, tcp_service
 from tests.support.standin import StandIn, stand_in
@@ -27,17 +27,7 @@ if TYPE_CHECKING:
 MEBIBYTE = 1024 * 1024
 QUIET: dict[str, Any] = {
     "region": None,
-    "metrics": {
-        "ttl": 0,
-        "opn": 0,
-        "rt1Ms": None,
-        "rt5Ms": None,
-        "p50Ms": None,
-        "p90Ms": None,
-        "requests": 0,
-        "errors": 0,
-        "bytes": 0,
-    },
+    "metrics": QUIET_METRICS,
     "requests": [],
 }
 

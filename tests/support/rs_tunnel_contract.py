@@ -139,3 +139,17 @@ def check_error(body: Any) -> None:
     assert list(body) in (["code", "message"], ["code", "message", "details"])
     assert is_text(body["code"])
     assert is_text(body["message"])
+
+
+QUIET_METRICS: dict[str, object] = {
+    "ttl": 0,
+    "opn": 0,
+    "rt1Ms": None,
+    "rt5Ms": None,
+    "p50Ms": None,
+    "p90Ms": None,
+    "requests": 0,
+    "errors": 0,
+    "bytes": 0,
+}
+"""The metrics of a tunnel that nobody has visited."""
