@@ -54,8 +54,9 @@ from rustunnel_py.store.captures import Captures
 from rustunnel_py.store.folder import ApiAddress, DataFolder
 from rustunnel_py.store.line_file import LineFile
 from rustunnel_py.store.store import open_store
+from rustunnel_py.transport.descriptors import descriptor_ceiling, raise_descriptor_limit
 from rustunnel_py.transport.front import Front
-from rustunnel_py.transport.listen import Intake, bind, descriptor_ceiling, raise_descriptor_limit
+from rustunnel_py.transport.listen import Intake, bind
 from rustunnel_py.transport.pump import open_pump
 from rustunnel_py.transport.stream import ConnectionStream
 from rustunnel_py.transport.tls import choose_certificate, server_context

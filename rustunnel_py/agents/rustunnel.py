@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 import time
+import uuid
 from collections import deque
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,8 @@ from rustunnel_py.transport.control_socket import ControlEnded, serve_control
 from rustunnel_py.transport.trunk import SocketTrunk
 from rustunnel_py.transport.websocket_trunk import WebSocketTrunk
 from rustunnel_py.wire import control as wire
+from rustunnel_py.wire import stream_head
+from rustunnel_py.wire.stream_head import StreamHead
 from rustunnel_py.wire.yamux import Limits
 
 if TYPE_CHECKING:
@@ -69,9 +73,11 @@ TEXT_MAX = 256  # local addresses, versions, machine ids: longer ones are cut, t
 # Streams of our own agents may grow: bulk then waits for fewer round trips. What a visitor that stops reading leaves of
 # a window stays in our memory, so growth is bounded for a session.
 LIMITS = Limits(grown_window=1024 * 1024, growth=16 * 1024 * 1024)
+# For a thousand tunnels or slow exchanges of one agent. Each costs it a descriptor, so it says whether it has so many.
+MANY_LIMITS = replace(LIMITS, max_streams=wire.MANY_STREAMS_MAX * 4 // 5)
 STOCK_LIMITS = Limits(error_is_final=False)
 
-FEATURES = ("raw_data",)
+FEATURES = (wire.RAW_DATA, wire.STREAM_HEADS, wire.MANY_STREAMS)
 
 _HEADER_VALUE = re.compile(r"[!-~]{1,256}")
 _FINAL_FOR_STOCK = re.compile("au(?=th)", re.IGNORECASE)
@@ -104,15 +110,15 @@ class RustunnelAgent:
     ) -> None:
         self.session = session
         self.is_stock = features is None
-        self.raw = features is not None and "raw_data" in features
+        self.raw = features is not None and wire.RAW_DATA in features
         self.ignored = 0  # frames that were none of our business
         self.link = RustunnelLink(
             pump,
-            self._announce,
+            self._name_stream if features is not None and wire.STREAM_HEADS in features else self._announce,
             prompt=not self.is_stock,
             first_byte_seconds=first_byte_seconds,
             data_lost=self._data_lost,
-            limits=STOCK_LIMITS if self.is_stock else LIMITS,
+            limits=STOCK_LIMITS if features is None else MANY_LIMITS if wire.MANY_STREAMS in features else LIMITS,
         )
         self._pump = pump
         self._sessions = sessions
@@ -255,15 +261,22 @@ class RustunnelAgent:
         settled = self._had_data or trio.current_time() - self._answered_at >= SETTLE_SECONDS
         return self.is_stock and not settled
 
-    def _announce(self, conn_id: str, visit: Visit) -> None:
+    def _announce(self, visit: Visit) -> bytes:
+        """A stream begins with an id, and the control socket says what it is for."""
+        conn_id = uuid.UUID(bytes=secrets.token_bytes(16), version=4)
         self._say(
             wire.NewConnection(
-                conn_id=conn_id,
+                conn_id=str(conn_id),
                 client_addr=str(visit.visitor),
                 protocol=visit.kind.value,
                 tunnel_id=None if self.is_stock else visit.tunnel_id,
             )
         )
+        return conn_id.bytes
+
+    def _name_stream(self, visit: Visit) -> bytes:
+        """A stream says itself what it is for."""
+        return stream_head.encode(StreamHead(visit.tunnel_id, str(visit.visitor)))
 
     def _say(self, frame: wire.ServerFrame) -> None:
         """To be sent as soon as it may. An agent that takes nothing while much is due is given up."""

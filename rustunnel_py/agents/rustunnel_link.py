@@ -6,10 +6,13 @@ of its tunnel and carries the next request. How the link predicts:
 * An exchange is the sink of its stream while it lasts; idle, the stream's sink is its `Local`, which throws it away
   at the first sign of life. Never is a stream used again after any doubt: bytes too many, a reply before the
   request's end, `Connection: close`, a cut.
+* As many are kept as a session may have: with fewer, so many busy visitors would open a stream for every request. Who
+  wants another one and finds no place takes that of the one that was idle longest.
 * A kept stream that turns out closed before anything of the reply came is replaced by a fresh one, once, where the
   request may be repeated: an idempotent method, and its body still at hand.
-* Where there is no data socket, or no place (400 open streams, 256 unacknowledged), exchanges and pipes wait in one
-  queue, bounded in number and time. It blocks nobody: heartbeats and kept streams go on.
+* Where there is no data socket, or no place (as many open streams as the agent stands, or 256 unacknowledged ones),
+  exchanges and pipes wait in one queue, bounded in number and time. It blocks nobody: heartbeats and kept streams
+  go on.
 * What was read of a stream is paid for: framing by the link at once, payload by the edge's `credit`, the rest at the
   end, so that a kept stream's window never shrinks.
 * Loss of the data socket fails what is in flight at once; what waits goes on waiting for the next one.
@@ -18,7 +21,6 @@ of its tunnel and carries the next request. How the link predicts:
 from __future__ import annotations
 
 import secrets
-import uuid
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -38,13 +40,10 @@ if TYPE_CHECKING:
     from rustunnel_py.wire.http1 import ReplyHead, RequestHead
     from rustunnel_py.wire.sink import Crashable, Pipe, Sink
 
-Notify: TypeAlias = "Callable[[str, Visit], None]"
-"""`notify(conn_id, visit)`: announce a stream to the agent on its control socket."""
+Begin: TypeAlias = "Callable[[Visit], bytes]"
+"""What a stream for this visit begins with; whatever else the agent has to hear of it is said to it then."""
 
 KEEP_SECONDS = 60.0  # idle streams; local services themselves keep connections 2 to 75 s
-# All that a session may have: where fewer were kept, so many busy visitors would open a stream for every request. Who
-# wants another one and finds no place takes that of the one that was idle longest.
-KEPT_PER_TUNNEL = 400
 SURE_SECONDS = 2.0  # idle longer: it may just be closing, so only requests that can be repeated use it
 CLOSING_MARGIN = 1.0  # the same, before the end that `Keep-Alive: timeout` announced
 QUEUE_MAX = 1000  # visits of one agent that wait for a place or a data socket
@@ -106,7 +105,7 @@ class RustunnelLink:
     def __init__(
         self,
         pump: PumpPart,
-        notify: Notify,
+        begin: Begin,
         *,
         prompt: bool = False,
         first_byte_seconds: float = FIRST_BYTE_SECONDS,
@@ -119,7 +118,7 @@ class RustunnelLink:
         """
         self.carries = Carries("rustunnel")
         self.pump = pump
-        self._notify = notify
+        self._begin = begin
         self._prompt = prompt
         self._first_byte_seconds = first_byte_seconds
         self._data_lost = data_lost
@@ -129,6 +128,8 @@ class RustunnelLink:
         self._kept: dict[str, list[Local]] = {}  # by tunnel: only a PROXY header ties a connection to more than that
         self._owned: dict[tuple[str, object], Local] = {}
         self._retiring: dict[Local, None] = {}
+        # Kept streams and since when they were idle, the oldest last, as it was when somebody last wanted a place.
+        self._oldest: list[tuple[float, Local]] = []
         self.unanswered: set[LinkExchange] = set()
         self._opening: dict[Stream, float] = {}
         self._queue: deque[LinkExchange | WaitingPipe] = deque()
@@ -281,6 +282,7 @@ class RustunnelLink:
         self._kept.clear()
         self._owned.clear()
         self._retiring.clear()
+        self._oldest.clear()
         self._opening.clear()
 
     # streams
@@ -310,13 +312,26 @@ class RustunnelLink:
             return True
         if session.goes_away or session.unacknowledged >= self._limits.max_unacknowledged:
             return False
-        oldest = min((pool for pool in self._kept.values() if pool), key=lambda pool: pool[0].since, default=None)
-        if oldest is None:
-            return False
         if len(self._retiring) > self._waiting:
             return False  # as many are ending already as there are that wait
-        self._evict(oldest.pop(0))
+        oldest = self._pop_oldest()
+        if oldest is None:
+            return False
+        self._evict(oldest)
         return session.can_open()
+
+    def _pop_oldest(self) -> Local | None:
+        """Take the kept stream that was idle longest out of its pool."""
+        for _ in range(2):
+            while self._oldest:
+                since, local = self._oldest.pop()
+                pool = self._kept.get(local.tunnel_id)
+                if local.since == since and pool and local in pool:
+                    pool.remove(local)
+                    return local
+            kept = ((local.since, local) for pool in self._kept.values() for local in pool)
+            self._oldest = sorted(kept, key=lambda pair: pair[0], reverse=True)
+        return None
 
     def _evict(self, local: Local) -> None:
         """End a kept stream for the place that it takes."""
@@ -327,12 +342,10 @@ class RustunnelLink:
             self.retire(local)
 
     def _open_stream(self, session: Session, visit: Visit) -> Stream:
-        conn_id = uuid.UUID(bytes=secrets.token_bytes(16), version=4)
-        # The 16 bytes alone in the first frame, as the original sends them.
-        stream = session.open(conn_id.bytes)
+        # Alone in the first frame, as the original sends its ids.
+        stream = session.open(self._begin(visit))
         if self._prompt:
             self._opening[stream] = self.pump.now + OPENING_SECONDS
-        self._notify(str(conn_id), visit)
         return stream
 
     def open_local(self, session: Session, visit: Visit) -> Local:
@@ -362,10 +375,7 @@ class RustunnelLink:
         pool = self._kept.get(local.tunnel_id)
         if pool is None:
             pool = self._kept[local.tunnel_id] = []
-        if len(pool) >= KEPT_PER_TUNNEL:
-            self.retire(local)
-        else:
-            pool.append(local)
+        pool.append(local)
 
     def _hand_over(self, local: Local) -> bool:
         """Give a stream that just became idle to the first that waits, or its place if that one wants another."""

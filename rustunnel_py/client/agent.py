@@ -20,9 +20,10 @@ from rustunnel_py.client.local import LocalService, Resolver
 from rustunnel_py.client.names import Wish
 from rustunnel_py.client.news import Connecting, Disconnected, Ended
 from rustunnel_py.client.reach import Reach, pin_of
-from rustunnel_py.client.session import FEATURES, RAW_DATA, AgentSession, authenticate, reach_control
+from rustunnel_py.client.session import AgentSession, authenticate, reach_control
+from rustunnel_py.transport.descriptors import descriptor_ceiling, raise_descriptor_limit
 from rustunnel_py.transport.pump import open_pump
-from rustunnel_py.wire.control import Auth
+from rustunnel_py.wire import control as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,7 @@ async def run_agent(
     handles signals. `dice` gives the jitter: a number from 0 to below 1.
     """
     code = FAILED
+    raise_descriptor_limit()  # each stream has a connection to a local service
     async with trio.open_nursery() as nursery:
         if stopping is None:
             stopping = trio.Event()
@@ -162,7 +164,7 @@ class Agent:
         if failure is not None:
             raise failure
 
-    def _hello(self) -> Auth:
+    def _hello(self) -> wire.Auth:
         return hello(
             self._config.login.token,
             machine=self._config.machine,
@@ -185,15 +187,24 @@ class _Stay:
             scope.cancel()
 
 
-def hello(token: Secret, *, machine: str | None, instance: str | None, raw_data: bool) -> Auth:
+def hello(token: Secret, *, machine: str | None, instance: str | None, raw_data: bool) -> wire.Auth:
     """The first frame of our agent."""
-    return Auth(
+    return wire.Auth(
         token=token.reveal(),
         client_version=__version__,
-        features=(RAW_DATA, *FEATURES) if raw_data else FEATURES,
+        features=_features(raw_data),
         machine=machine,
         instance=instance,
     )
+
+
+def _features(raw_data: bool) -> tuple[str, ...]:
+    features = ["visits", "going_away", wire.STREAM_HEADS]
+    if raw_data:
+        features.insert(0, wire.RAW_DATA)
+    if descriptor_ceiling() >= wire.MANY_STREAMS_MAX:
+        features.append(wire.MANY_STREAMS)
+    return tuple(features)
 
 
 async def try_token(login: Login, *, machine: str | None = None) -> None:

@@ -21,6 +21,7 @@ from rustunnel_py.client.local import reason
 from rustunnel_py.errors import Closed
 from rustunnel_py.transport.trunk import SocketTrunk
 from rustunnel_py.transport.websocket_trunk import WebSocketTrunk
+from rustunnel_py.wire.control import MANY_STREAMS_MAX
 from rustunnel_py.wire.yamux import Limits, Role, Session
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 SECRET_HEADER = "X-Rustunnel-Data-Secret"
 OPEN_SECONDS = 15.0  # to reach the server and have its 101, which it may hold back while the session begins
 ANSWER_MAX = 16 * 1024  # bytes of the answer's head
-# `max_accepted` is what stock agents stand; a server keeps well below. Windows as the server's own.
-LIMITS = Limits(max_accepted=512, grown_window=1024 * 1024, growth=16 * 1024 * 1024)
+# A server that was not told so keeps below what stock agents stand (512). Windows as the server's own.
+LIMITS = Limits(max_accepted=MANY_STREAMS_MAX, grown_window=1024 * 1024, growth=16 * 1024 * 1024)
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, section 1.3
 _PATH_WORD = re.compile(r"[A-Za-z0-9-]{1,64}")  # a session id: it goes into a request line

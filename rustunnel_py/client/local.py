@@ -1,10 +1,11 @@
 """From a stream of the server to the local service: which one, how it is reached, and the join.
 
 The agent connects to the addresses that its own user configured and to nothing else: the server names a tunnel by
-its id, never a destination. A stream begins with the 16 bytes of a connection id; `new_connection` with the same id
-comes on the control socket, before or after. When both are there the local service is dialled; what the stream
-brought meanwhile is kept (its window bounds it, no credit is given) and handed over at the join. From then on bytes
-are relayed and nothing is read into them, so one stream may carry many requests.
+its id, never a destination. A stream of our own server begins with a head that does so. One of a stock server begins
+with the 16 bytes of a connection id; `new_connection` with the same id comes on the control socket, before or after.
+When it is known what a stream is for the local service is dialled; what the stream brought meanwhile is kept (its
+window bounds it, no credit is given) and handed over at the join. From then on bytes are relayed and nothing is read
+into them, so one stream may carry many requests.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ import trio
 
 from rustunnel_py.client.config import HttpTunnel, LocalAddress, Scheme, Tunnel
 from rustunnel_py.client.news import Joined, LocalTrouble
+from rustunnel_py.model.text import escape
 from rustunnel_py.transport import relay
 from rustunnel_py.transport.tcp import connect_tcp
 from rustunnel_py.transport.tls import connect_tls
+from rustunnel_py.wire import stream_head
+from rustunnel_py.wire.stream_head import BadStreamHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +35,14 @@ if TYPE_CHECKING:
     from rustunnel_py.errors import LinkLost
     from rustunnel_py.transport.connection import Connection
     from rustunnel_py.transport.pump import Pump
+    from rustunnel_py.wire.stream_head import StreamHead
     from rustunnel_py.wire.yamux import Stream
 
 ID_SIZE = 16  # bytes of a connection id at the head of a stream
 CONNECT_SECONDS = 5.0  # for one address: a live service on the same network accepts in milliseconds
 DIAL_SECONDS = 10.0  # for all of it, from the stream's first byte: below what edges wait for a first byte
 ANNOUNCED_MAX = 1024  # twice the streams that a session can have; a server that announces more gets the oldest dropped
+VISITOR_MAX = 64  # characters of an address that are shown
 KNOWN_SECONDS = 30.0  # how long a resolved local name is believed: containers move
 TROUBLE_SECONDS = 1.0  # one line a second and service about what does not answer
 RESOLVERS = 4  # threads that may wait for a dead resolver
@@ -307,7 +313,7 @@ class _Announced:
 class Incoming:
     """One stream, from its SYN to its join: the sink of the stream until the relay takes over."""
 
-    __slots__ = ("_dial", "_early", "_ended", "_head", "_serving", "_stream", "due", "id", "over")
+    __slots__ = ("_begun", "_dial", "_early", "_ended", "_serving", "_stream", "due", "id", "over")
 
     def __init__(self, serving: Serving, stream: Stream, due: float) -> None:
         self.id: bytes | None = None
@@ -315,7 +321,7 @@ class Incoming:
         self.over = False
         self._serving = serving
         self._stream = stream
-        self._head = bytearray()
+        self._begun = False  # what names it has come
         self._early = bytearray()
         self._ended = False
         self._dial: Dial | None = None
@@ -362,19 +368,34 @@ class Incoming:
     # the stream's sink
 
     def data(self, data: memoryview) -> None:
-        if self.id is not None:
-            self._early += data
+        early = self._early
+        early += data
+        if self._begun:
             return
-        wanted = ID_SIZE - len(self._head)
-        self._head += data[:wanted]
-        self._early += data[wanted:]
-        if len(self._head) == ID_SIZE:
-            self.id = bytes(self._head)
-            self._stream.credit(ID_SIZE)
-            self._serving.named(self, self.id)
+        if not self._serving.stream_heads:
+            if len(early) >= ID_SIZE:
+                self.id = bytes(early[:ID_SIZE])
+                self._strip(ID_SIZE)
+                self._serving.named(self, self.id)
+            return
+        try:
+            found = stream_head.cut(early)
+        except BadStreamHead:
+            self.give_up()
+            return
+        if found is not None:
+            head, size = found
+            self._strip(size)
+            self._serving.headed(self, head)
+
+    def _strip(self, size: int) -> None:
+        """What names the stream was read, and is not for the local service."""
+        self._begun = True
+        del self._early[:size]
+        self._stream.credit(size)
 
     def eof(self) -> None:
-        if self.id is None:
+        if not self._begun:
             self.give_up()
         self._ended = True
 
@@ -389,7 +410,8 @@ class Incoming:
 class Serving:
     """The streams of one session that are not joined yet, and the announcements that wait for their stream."""
 
-    def __init__(self, pump: Pump, screen: Screen, *, show_visitors: bool) -> None:
+    def __init__(self, pump: Pump, screen: Screen, *, show_visitors: bool, stream_heads: bool = False) -> None:
+        self.stream_heads = stream_heads
         self._pump = pump
         self._screen = screen
         self._show_visitors = show_visitors
@@ -450,6 +472,9 @@ class Serving:
             incoming.give_up()
         else:
             self._named[conn_id] = incoming
+
+    def headed(self, incoming: Incoming, head: StreamHead) -> None:
+        self._start(incoming, self._tunnels.get(head.tunnel_id), escape(head.visitor, VISITOR_MAX))
 
     def left(self, incoming: Incoming) -> None:
         self._incoming.discard(incoming)

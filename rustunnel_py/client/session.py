@@ -17,7 +17,7 @@ import trio
 from rustunnel_py.client.config import HttpTunnel
 from rustunnel_py.client.data import open_data
 from rustunnel_py.client.failure import AgentFailure, NameRefused, TokenRefused, Unreachable
-from rustunnel_py.client.local import Served, Serving
+from rustunnel_py.client.local import VISITOR_MAX, Served, Serving
 from rustunnel_py.client.names import other_scheme, usable
 from rustunnel_py.client.news import (
     Connected,
@@ -58,8 +58,6 @@ DATA_LIVED_SECONDS = 5.0  # a data socket that ended sooner counts as a failed t
 VISITS_MAX = 200  # of one batch that are shown
 SHOWN_URL = 512
 SHOWN_PATH = 512
-RAW_DATA = "raw_data"
-FEATURES = ("visits", "going_away")
 
 
 @asynccontextmanager
@@ -137,9 +135,11 @@ class AgentSession:
         self._screen = screen
         self._dice = dice
         features = welcome.features or ()
-        self._raw = RAW_DATA in features and not config.options.websocket
+        self._raw = wire.RAW_DATA in features and not config.options.websocket
         self._https = bool(welcome.https)
-        self._serving = Serving(pump, screen, show_visitors=welcome.features is None)
+        self._serving = Serving(
+            pump, screen, show_visitors=welcome.features is None, stream_heads=wire.STREAM_HEADS in features
+        )
         self._answers: dict[str, _Answer] = {}
         self._scope = trio.CancelScope()
         self._failure: AgentFailure | None = None
@@ -238,7 +238,7 @@ class AgentSession:
             self.ignored += 1
             return
         serving = self._serving
-        visitor = escape(frame.client_addr, 64)
+        visitor = escape(frame.client_addr, VISITOR_MAX)
         self._pump.call(serving, lambda: serving.announce(conn_id, frame.protocol, frame.tunnel_id, visitor))
 
     def _show_visits(self, visits: Sequence[wire.VisitLine]) -> None:

@@ -21,9 +21,6 @@ from rustunnel_py.transport.pump import EPOLLIN, Pump
 from rustunnel_py.transport.tcp import peer_of
 from rustunnel_py.wire import proxy
 
-if sys.platform != "win32":
-    import resource
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -35,8 +32,6 @@ ACCEPTS_A_PASS = 32
 # No descriptor or memory left: how long nothing is accepted.
 PAUSE_SECONDS = 1.0
 
-# Descriptors that visitors do not get, so that admins, agents and the database still do (P07).
-RESERVED_DESCRIPTORS = 64
 # A PROXY header is the first thing on a connection, in one segment almost always.
 INTRODUCTION_SECONDS = 10.0
 # Connections whose header is not there yet, on one listener. Proxies send it at once.
@@ -131,28 +126,6 @@ def _in_use(error: OSError, host: str, port: int, key: str) -> PortInUse:
     if error.errno == errno.EADDRNOTAVAIL:
         return PortInUse(key, f"cannot listen on port {port}: {host} is no address of this machine")
     return PortInUse(key, f"cannot listen on {host or '::'} port {port}: {error.strerror or error}")
-
-
-def descriptor_ceiling() -> float:
-    """Above this number a descriptor is one of the reserve: the lowest free one is always given."""
-    if sys.platform == "win32":
-        return math.inf
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit == resource.RLIM_INFINITY:
-        return math.inf
-    return limit - min(RESERVED_DESCRIPTORS, limit // 4)
-
-
-def raise_descriptor_limit() -> None:
-    """As many descriptors as this process may have; each visitor and each agent takes some."""
-    if sys.platform == "win32":
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError):
-            pass  # the kernel's own ceiling is lower; the soft limit stands
 
 
 @dataclass(slots=True)

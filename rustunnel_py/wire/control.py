@@ -30,6 +30,14 @@ FROM_SERVER_MAX = 1024 * 1024
 PROTOCOL_LEVEL = "0.7.0"
 """What `auth_ok.server_version` says: stock agents send groups and health reports from here on."""
 
+RAW_DATA = "raw_data"
+"""Feature: after the upgrade the data socket carries plain yamux bytes."""
+STREAM_HEADS = "stream_heads"
+"""Feature: a stream begins with what it is for (`stream_head.py`); no `new_connection`."""
+MANY_STREAMS = "many_streams"
+"""Feature: the agent takes `MANY_STREAMS_MAX` streams of one session; each costs it a descriptor."""
+MANY_STREAMS_MAX = 2048
+
 TunnelProtocol: TypeAlias = Literal["http", "https", "tcp", "udp", "p2p"]
 U16: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**16 - 1)]
 U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]

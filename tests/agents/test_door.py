@@ -10,8 +10,10 @@ import pytest
 import trio
 import trio.testing
 
+from rustunnel_py.agents.rustunnel import RustunnelAgent
 from rustunnel_py.model.tunnel import HttpHost
-from rustunnel_py.wire.yamux import Role
+from rustunnel_py.wire import stream_head
+from rustunnel_py.wire.yamux import Limits, Role
 from tests.support.agents_house import AgentsHouse, WaitingTurn, agents_house
 from tests.support.muxpair import Hearing, Side, feed
 from tests.support.stock_agent import Refused, SessionFailed, StockAgent, WebSocket, stock_agent
@@ -152,7 +154,7 @@ class OwnAgent(StockAgent):
         assert answer.startswith(b"HTTP/1.1 101 ")
         self.raw = stream
         self.raw_lock = trio.Lock()
-        self.side = Side(Role.SERVER)
+        self.side = Side(Role.SERVER, limits=Limits(max_accepted=2048))
         feed(self.side.session, bytes(answer.partition(b"\r\n\r\n")[2]))
         assert self.nursery is not None
         if not self.data_opened:
@@ -210,9 +212,50 @@ async def wish(agent: OwnAgent, **fields: object) -> dict[str, Any]:
     return await agent._only_answer(("tunnel_registered", "tunnel_error"))
 
 
+async def test_an_agent_that_reads_heads_of_streams_hears_of_them_there_alone(house: AgentsHouse) -> None:
+    async with own_agent(house, ("raw_data", "stream_heads")) as agent:
+        one = await wish(agent, protocol="http", subdomain="one")
+        two = await wish(agent, protocol="http", subdomain="two")
+        await agent.open_raw()
+        turns = [house.request("one"), house.request("two")]
+        await house.until(lambda: len(agent.side.accepted) == 2)
+        for tunnel, stream, turn in zip((one, two), agent.side.accepted, turns, strict=True):
+            await house.until(lambda stream=stream: stream.received.endswith(b"\r\n\r\n"))  # type: ignore[misc]
+            found = stream_head.cut(stream.received)
+            assert found is not None
+            head, size = found
+            assert head.tunnel_id == tunnel["tunnel_id"]
+            assert head.visitor.rpartition(":")[0]
+            assert stream.received[size:].startswith(b"GET ")
+            await agent.answer(stream, OK)
+            await turn.over()
+        assert not [frame for frame in agent.heard if frame["type"] == "new_connection"]
+
+
+@pytest.mark.parametrize(("features", "most"), [(("raw_data",), 400), (("raw_data", "many_streams"), 1638)])
+async def test_P05_an_agent_gets_as_many_streams_as_it_says_that_it_stands(
+    house: AgentsHouse, features: tuple[str, ...], most: int
+) -> None:
+    async with own_agent(house, features) as agent:
+        await wish(agent, protocol="http", subdomain="one")
+        await agent.open_raw()
+        for wanted in range(200, most + 200, 200):  # fewer at once than may be unacknowledged
+            for _ in range(200):
+                house.request("one")
+            there = min(wanted, most)
+            await house.until(lambda there=there: len(agent.side.accepted) == there)  # type: ignore[misc]
+        found = house.sessions.find(agent.session_id)
+        assert found is not None
+        assert isinstance(found.agent, RustunnelAgent)
+        link = found.agent.link
+        assert link.session is not None
+        assert link.session.open_streams == most
+        assert not link.session.can_open()
+
+
 async def test_our_own_agent_is_told_more_and_tells_its_tunnels_apart(house: AgentsHouse) -> None:
     async with own_agent(house) as agent:
-        assert agent.welcome["features"] == ["raw_data"]
+        assert agent.welcome["features"] == ["raw_data", "stream_heads", "many_streams"]
         assert agent.welcome["region"] == "lab"
         assert agent.welcome["https"] is True
         one = await wish(agent, protocol="http", subdomain="one", host_header="rewrite")

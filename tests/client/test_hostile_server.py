@@ -6,6 +6,7 @@ import gc
 import socket
 import threading
 import tracemalloc
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,8 +18,12 @@ from rustunnel_py.client.config import CaFile, HttpTunnel, LocalAddress, Pin, Sy
 from rustunnel_py.client.local import ANNOUNCED_MAX, Serving
 from rustunnel_py.client.news import Connected, DataLost, Disconnected, Ended, Ready, TunnelUp
 from rustunnel_py.transport.pump import open_pump
+from rustunnel_py.wire import stream_head
+from rustunnel_py.wire.control import MANY_STREAMS_MAX, STREAM_HEADS
+from rustunnel_py.wire.stream_head import StreamHead
 from tests.support.agent_under_test import Heard, local_echo, running_agent, up
 from tests.support.played_server import (
+    SYN,
     Upgrade,
     make_identity,
     played_server,
@@ -27,7 +32,10 @@ from tests.support.played_server import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from tests.support.played_server import PlayedControl, PlayedData
 
 ID = "0a0b0c0d-1111-4222-8333-00000000000{}"
 URL = "http://abc.tunnel.test:8080"
@@ -153,13 +161,54 @@ async def test_C22_a_flood_of_announcements_and_of_streams_leaves_the_session_al
         control, data = await up(server, "tcp://tunnel.test:20005")
         for number in range(2000):
             await control.announce(str(trio.testing.__name__) + str(number), "tcp")  # no uuids
-        for number in range(600):  # nobody announces these; beyond 512 they are refused at once
+        flood = MANY_STREAMS_MAX + 10
+        for number in range(flood):  # nobody announces these; beyond the bound they are refused at once
             await data.open(2 * number + 1, f"ffffffff-0000-4000-8000-{number:012x}")
-        await data.flagged(2 * 599 + 1, 8)
+        await data.flagged(2 * flood - 1, 8)
         await data.send(0, 8, 1, 0)
         await control.announce(ID.format(1), "tcp")
-        await data.open(1201, ID.format(1), b"alive")
-        assert await data.read(1201, 5) == b"alive"
+        await data.open(2 * flood + 1, ID.format(1), b"alive")
+        assert await data.read(2 * flood + 1, 5) == b"alive"
+
+
+@asynccontextmanager
+async def with_heads(agent_to: LocalAddress) -> AsyncIterator[tuple[PlayedControl, PlayedData]]:
+    """A server that names streams in their heads, and an agent with one TCP tunnel, called t1."""
+    async with played_server() as server, running_agent(server, TcpTunnel(agent_to)):
+        control = await server.next_control()
+        await control.welcome(features=["raw_data", STREAM_HEADS], data_secret="data-secret")
+        await control.register("t1", "tcp://tunnel.test:20005", 20005)
+        yield control, await server.next_data(raw=True)
+
+
+async def test_a_stream_that_says_what_it_is_for_is_joined_without_an_announcement() -> None:
+    async with local_echo() as echo, with_heads(echo.local) as (control, data):
+        head = stream_head.encode(StreamHead("t1", "203.0.113.9:1"))
+        assert STREAM_HEADS in control.auth["features"]
+        await data.write(1, head + b"at once", SYN)
+        assert await data.read(1, 7) == b"at once"
+        for place in range(len(head)):  # byte by byte
+            await data.write(3, head[place : place + 1], 0 if place else SYN)
+        await data.write(3, b"in pieces")
+        assert await data.read(3, 9) == b"in pieces"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        stream_head.encode(StreamHead("t2", "203.0.113.9:1")),
+        b"\0\2[]",
+        b"\xff\xff",
+        b"\0\5" + b"\xff" * 5,
+    ],
+)
+async def test_C22_a_stream_whose_head_is_wrong_is_reset_and_costs_nothing_else(bad: bytes) -> None:
+    async with local_echo() as echo, with_heads(echo.local) as (_, data):
+        await data.write(1, bad + b"rest", SYN)
+        await data.flagged(1, 8)
+        assert echo.connections == 0
+        await data.write(3, stream_head.encode(StreamHead("t1", "203.0.113.9:1")) + b"alive", SYN)
+        assert await data.read(3, 5) == b"alive"
 
 
 async def test_W02_a_masked_frame_on_the_control_socket_ends_the_session() -> None:

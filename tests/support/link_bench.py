@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -129,7 +130,7 @@ class LinkBench:
         self.lost: list[LinkLost] = []
         self.link = RustunnelLink(
             self.pump,
-            lambda conn_id, visit: self.notified.append((conn_id, visit)),
+            self._begin,
             prompt=prompt,
             data_lost=self.lost.append,
             limits=Limits(max_streams=max_streams),
@@ -139,6 +140,11 @@ class LinkBench:
         self.visits = 0
         if connect:
             self.connect()
+
+    def _begin(self, visit: Visit) -> bytes:
+        conn_id = uuid.uuid4()
+        self.notified.append((str(conn_id), visit))
+        return conn_id.bytes
 
     def connect(self) -> None:
         """A data socket comes, and the agent answers its first ping."""

@@ -11,7 +11,7 @@ import trio
 
 from rustunnel_py.model.networks import Networks
 from rustunnel_py.model.tunnel import Peer
-from rustunnel_py.transport import listen
+from rustunnel_py.transport import descriptors, listen
 from rustunnel_py.transport.listen import INTRODUCTION_SECONDS, Intake, Listener, bind
 from rustunnel_py.transport.pump import open_pump
 from rustunnel_py.transport.tcp import TcpConnection
@@ -204,4 +204,4 @@ async def test_P07_descriptors_of_the_reserve_are_not_for_visitors(pump_kind: Ki
 @pytest.mark.parametrize(("limit", "ceiling"), [(64, 48), (1024, 960), (1_000_000, 999_936)])
 def test_P07_the_reserve_is_a_quarter_at_most(limit: int, ceiling: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _: (limit, limit))
-    assert listen.descriptor_ceiling() == ceiling
+    assert descriptors.descriptor_ceiling() == ceiling
