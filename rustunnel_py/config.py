@@ -178,7 +178,10 @@ class LoggingConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     access_log_format: Annotated[
         Literal["combined", "json"],
-        Meta(description="`combined` is the format of Apache and nginx; `json` has host, visit id and time as well."),
+        Meta(
+            description="`combined` is the format of Apache and nginx; `json` has host, visit id, time and whether the "
+            "answer was cut as well."
+        ),
     ] = "combined"
 
 
@@ -255,6 +258,13 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     idle_seconds: Annotated[Seconds, Meta(description="So long a connection stays open between two requests.")] = 75.0
     answer_seconds: Annotated[
         Seconds, Meta(description="So long a local service may take to begin its answer; then it is 504.")
+    ] = 300.0
+    reply_idle_seconds: Annotated[
+        Seconds,
+        Meta(
+            description="An answer that has begun and then stalls for so long is cut off. Event streams and WebSockets "
+            "may be silent."
+        ),
     ] = 300.0
     half_closed_seconds: Annotated[
         Seconds, Meta(description="A visitor that ended its side is let go when so long nothing came for it.")

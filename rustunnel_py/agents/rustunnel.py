@@ -217,7 +217,7 @@ class RustunnelAgent:
             return None
         visits = self._visits
 
-        def tell(method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
+        def tell(method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str, cut: bool) -> None:
             if not visits:
                 self._visited.set()
             visits.append((tunnel_id, method, target, status, milliseconds, visit_id))
@@ -357,18 +357,21 @@ class RustunnelAgent:
             if wait:
                 await trio.sleep(wait)  # a flood is read no faster: TCP holds the rest back
             if message is None:
-                self.ignored += 1  # text
+                self._ignore(ControlError("a text message"))
                 continue
             try:
                 frame = wire.decode_from_agent(message)
-            except (wire.NotJson, wire.UnknownType):
-                self.ignored += 1  # peers of different versions meet here
+            except wire.BadFields as error:
+                if error.type == "register_tunnel" and error.request_id is not None:
+                    await self._refuse(error.request_id, f"{error.field}: {error.reason}")
+                else:
+                    self._ignore(error)
                 continue
             except wire.BadFrame as error:
-                if error.type != "register_tunnel" or error.request_id is None:
-                    self.end(Reset(f"a malformed frame: {error}"))
-                    return
-                await self._refuse(error.request_id, f"{error.field}: {error.reason}")
+                self.end(Reset(f"a malformed frame: {error}"))
+                return
+            except ControlError as error:
+                self._ignore(error)  # peers of different versions meet here
                 continue
             if isinstance(frame, wire.RegisterTunnel):
                 self.session.registering = True
@@ -378,6 +381,11 @@ class RustunnelAgent:
                 await self._register(frame)
             elif not await self._take(frame):
                 return
+
+    def _ignore(self, why: ControlError) -> None:
+        """A message that costs nothing but itself (wire spec section 1)."""
+        self.ignored += 1
+        log.debug("a control message was ignored", session=self.session.public_id, why=str(why))
 
     async def _take(self, frame: wire.AgentFrame) -> bool:
         """Any frame but a registration. False ends the session."""

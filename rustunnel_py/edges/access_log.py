@@ -1,7 +1,8 @@
 """The access log: a line a visit, as other web servers write it, for fail2ban, CrowdSec and their like.
 
-`combined` is Apache's and nginx's format; `json` has the host, the visit's id and the time as well. The address is
-the visitor's own, also behind a trusted proxy. What a visitor sent is escaped: a line is always one line.
+`combined` is Apache's and nginx's format; `json` has the host, the visit's id, the time and whether the reply was cut
+as well. The address is the visitor's own, also behind a trusted proxy. What a visitor sent is escaped: a line is always
+one line.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ class AccessLog:
         milliseconds: float | None,
         visit_id: str,
         scheme: str,
+        *,
+        cut: bool = False,
     ) -> None:
-        """One HTTP request; `head` is None for what was none. `size` is the reply's body."""
+        """One HTTP request; `head` is None for what was none. `size` is the reply's body; `cut`: as far as it came."""
         method, target, minor, host, referer, agent = b"", b"", 1, b"", b"", b""
         if head is not None:
             method, target, minor, host = head.method, head.target, head.minor, head.host.encode("latin-1")
@@ -66,6 +69,7 @@ class AccessLog:
                     "path": _text(target),
                     "status": status,
                     "bytes": size,
+                    "cut": cut,
                     "ms": None if milliseconds is None else round(milliseconds, 1),
                     "referer": _text(referer),
                     "user_agent": _text(agent),

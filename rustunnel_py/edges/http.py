@@ -115,7 +115,7 @@ class HttpEdge:
 
     def under_way(self, tunnel_id: str) -> list[UnderWay]:
         """The exchanges of a tunnel that have a tap and have not ended; a look at every connection."""
-        turns = [visitor._turn for visitor, _ in self._connections.values() if visitor is not None]
+        turns = [visitor.turn for visitor, _ in self._connections.values() if visitor is not None]
         return [
             UnderWay(turn.tap, turn.visit.arrived, turn.status)
             for turn in turns

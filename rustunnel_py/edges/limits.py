@@ -36,6 +36,7 @@ class EdgeLimits:
     body_window_seconds: float = 10.0  # so long a body's rate is measured
     send_window_seconds: float = 10.0  # so long a reader's: who stops reading is gone within two of them
     answer_seconds: float = 300.0  # from the whole request to the reply's head; long polls stay far below
+    reply_idle_seconds: float = 300.0  # between two parts of a reply: nobody waits longer for one than for the first
     half_closed_seconds: float = 30.0  # a visitor that ended its side must be sent something: it may have left
     interims: int = 16  # 1xx replies passed on per request
 
@@ -58,6 +59,7 @@ class EdgeLimits:
             idle_seconds=limits.idle_seconds or math.inf,
             bytes_per_second=limits.min_bytes_per_second,
             answer_seconds=limits.answer_seconds or math.inf,
+            reply_idle_seconds=limits.reply_idle_seconds or math.inf,
             half_closed_seconds=limits.half_closed_seconds or math.inf,
         )
 

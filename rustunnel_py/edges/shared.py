@@ -47,8 +47,8 @@ class Tap(Protocol):
 
     def relayed(self, data: memoryview, forth: bool) -> None: ...
 
-    def failed(self, hop: Hop, code: str) -> None:
-        """Why there is no reply, or no complete one."""
+    def failed(self, hop: Hop | None, code: str) -> None:
+        """Why there is no reply, or no complete one. Without a hop: for the visitor's own sake."""
 
     def answered(self, lines: bytes, body: bytes) -> None:
         """The edge answers by itself. Header lines are each ended by CRLF."""
@@ -92,6 +92,7 @@ class Shared:
         "rates",
         "redirect_port",
         "registry",
+        "reply_look_seconds",
         "scheme",
         "take_control",
         "trusted",
@@ -117,6 +118,7 @@ class Shared:
         self.registry = registry
         self.find_host = registry.find_host
         self.limits = limits
+        self.reply_look_seconds = min(limits.answer_seconds, limits.reply_idle_seconds)  # after a whole request
         self.scheme = scheme
         self.census = census = census or Census(limits)
         self.rates = census.rates

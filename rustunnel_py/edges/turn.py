@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rustunnel_py.wire.sink import Pipe
 
 SMALL_CHUNK = 4096  # up to here one copy is cheaper than three sends
+_EVENTS = b"text/event-stream"
 
 
 class Turn:
@@ -42,12 +43,12 @@ class Turn:
         "exchange",
         "forwarded",
         "gate",
-        "head_sent",
         "input_seen",
         "output",
-        "output_checked",
         "over",
         "owed_input",
+        "passed",
+        "reply",
         "request",
         "scope",
         "status",
@@ -80,11 +81,11 @@ class Turn:
         self.owed_input = 0  # consumed while blocked, not yet credited
         self.input_seen = 0  # since the body's rate was last looked at
         self.continued = False  # a 100 went out, or is not needed any more
-        self.head_sent = False
+        self.reply: ReplyHead | None = None  # as soon as it is passed on
         self.close = False  # the connection ends with this reply
         self.forwarded = 0  # payload of the request
         self.output = 0  # payload of the reply
-        self.output_checked = 0
+        self.passed = -1  # either way, when it was last looked at (`deadlines`)
         self.over = False
         self._framing = 0
         self._interims = 0
@@ -97,7 +98,7 @@ class Turn:
 
     def interim(self, head: ReplyHead) -> None:
         """Passed on to HTTP/1.1, up to a number; of 100 at most one, and none once the body comes."""
-        if self.over or self.head_sent or self.request.minor == 0:
+        if self.over or self.reply is not None or self.request.minor == 0:
             return
         if head.status == 100:
             if self.continued:
@@ -116,7 +117,7 @@ class Turn:
             return
         request = self.request
         self.status = head.status
-        self.head_sent = True
+        self.reply = head
         framing = self._framing = reply_framing(head, request.minor)
         close = self.close = (
             not self.uploaded or framing == UNTIL_CLOSE or not request.keep_alive or self.visitor.ends_soon
@@ -191,6 +192,16 @@ class Turn:
         """The visitor holds its body back until it hears 100: it is not the slow one."""
         return not self.continued and self.request.expects_continue
 
+    @property
+    def head_sent(self) -> bool:
+        return self.reply is not None
+
+    @property
+    def is_event_stream(self) -> bool:
+        """Nothing may come for as long as nothing happens (HTML, server-sent events)."""
+        lines = () if self.reply is None else self.reply.headers
+        return any(name.lower() == b"content-type" and _is_events(value) for name, value in lines)
+
     def wrapped(self, link: Link) -> Link:
         return link if self.wrap is None else self.wrap(link)
 
@@ -200,8 +211,11 @@ class Turn:
         if owed and self.exchange is not None:
             self.exchange.credit(owed)
 
-    def settle(self, now: float) -> None:
-        """It is over. Gives back what policies hold and tells who watches; the second call does nothing."""
+    def settle(self, now: float, cut: bool) -> None:
+        """It is over. Gives back what policies hold and tells who watches; the second call does nothing.
+
+        `cut`: its reply had begun, and was not whole.
+        """
         if self.over:
             return
         self.over = True
@@ -220,12 +234,14 @@ class Turn:
         self.tunnel.tally.request(self.status, milliseconds, self.forwarded, self.output)
         if access is not None:
             visit = self.visit
-            access.request(visit.visitor, self.request, self.status, self.output, milliseconds, visit.id, visit.scheme)
+            access.request(
+                visit.visitor, self.request, self.status, self.output, milliseconds, visit.id, visit.scheme, cut=cut
+            )
         if tell is not None or tap is not None:
             if tap is not None:
                 tap.over(self.status, milliseconds)
             if tell is not None:
-                tell(self.request.method, self.request.target, self.status, milliseconds, self.visit.id)
+                tell(self.request.method, self.request.target, self.status, milliseconds, self.visit.id, cut)
 
 
 class Upload:
@@ -282,3 +298,7 @@ class Collected:
         if trailers and self._turn.tap is not None:
             self._turn.tap.request_trailers(trailers)
         self._done(bytes(self._body), trailers)
+
+
+def _is_events(value: bytes) -> bool:
+    return value.partition(b";")[0].strip().lower() == _EVENTS

@@ -1,12 +1,4 @@
-"""One public connection, and each request on it: machines without a loop.
-
-                 head judged, body to come            body complete
-    HEAD ──────────────────────────────────► BODY ──────────────────► REPLY ──► HEAD, or DONE
-     │  ▲                                                               │
-     │  └──────────── FULL (output has no room) ◄───────────────────────┘
-     ├──► PARKED ──► BODY, REPLY      waits for a link, a delay, a slow policy (admission.py)
-     ├──► COLLECT ──► PARKED …        a policy wants the body first
-     └──► REPLY ──► UPGRADED          a 101: joined to the local service
+"""One public connection, and each request on it: machines without a loop. `phase` has its states.
 
 `Visitor` is the sink of its connection: it cuts heads, routes them, and passes the body on. `Turn` is the sink
 of one exchange: it writes the reply. A turn that is over hears nothing, so a late callback cannot hit
@@ -19,7 +11,6 @@ are paid for when the connection took them, or at its next `room`.
 
 from __future__ import annotations
 
-import enum
 import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -27,8 +18,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from rustunnel_py.edges.admission import Admission
+from rustunnel_py.edges.deadlines import Ending, next_due, overdue, quiet_seconds
 from rustunnel_py.edges.pages import Page, Problem, front_page, problem_page, redirect_page
 from rustunnel_py.edges.parked import no_such_tunnel
+from rustunnel_py.edges.phase import Phase
 from rustunnel_py.edges.turn import Collected, Turn, Upload
 from rustunnel_py.edges.upgrade import switch
 from rustunnel_py.errors import Hop, HopError, HttpError
@@ -50,6 +43,8 @@ if TYPE_CHECKING:
     import trio
 
     from rustunnel_py.edges.access_log import AccessLog
+    from rustunnel_py.edges.deadlines import Overdue
+    from rustunnel_py.edges.limits import EdgeLimits
     from rustunnel_py.edges.parked import Parking
     from rustunnel_py.edges.shared import Shared
     from rustunnel_py.errors import LinkLost
@@ -67,18 +62,6 @@ VISITOR_LEFT = 499  # what is told of a visit whose visitor left before the repl
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class Phase(enum.Enum):
-    HEAD = "reading a head, or idle"
-    FULL = "output is full, nothing is taken"
-    PARKED = "waiting"
-    COLLECT = "reading a body for a policy"
-    BODY = "passing a body on"
-    REPLY = "waiting for the reply, or writing it"
-    UPGRADED = "joined"
-    HANDED_OVER = "somebody else's"
-    DONE = "done"
-
-
 # Looked up once: an enum's member costs two look-ups each time.
 _HEAD, _FULL, _PARKED, _COLLECT = Phase.HEAD, Phase.FULL, Phase.PARKED, Phase.COLLECT
 _BODY, _REPLY, _UPGRADED, _DONE = Phase.BODY, Phase.REPLY, Phase.UPGRADED, Phase.DONE
@@ -91,16 +74,12 @@ class Visitor:
 
     __slots__ = (
         "_block",
-        "_delivered",
-        "_eof",
         "_forwarded",
-        "_full_since",
         "_head",
         "_held",
         "_local",
         "_origin",
         "_peer",
-        "_phase",
         "_pipe",
         "_raw",
         "_reader",
@@ -108,11 +87,16 @@ class Visitor:
         "_searched",
         "_served",
         "_shared",
-        "_since",
         "_sni",
         "_source",
-        "_turn",
         "connection",
+        "delivered",
+        "ended",
+        "full_since",
+        "phase",
+        "quiet_since",
+        "since",
+        "turn",
     )
 
     def __init__(self, shared: Shared, connection: Connection, *, source: str = "", sni: str | None = None) -> None:
@@ -124,37 +108,39 @@ class Visitor:
         self._origin = self._peer  # who really came, where the peer is a trusted proxy
         self._scheme = shared.scheme
         self._sni = None if sni is None else sni.lower()  # the name that the TLS client asked for
-        self._phase = _HEAD
         self._held = bytearray()  # input not consumed yet, all of it unpaid
         self._searched = 0  # so far there is no end of a head in it
         self._raw = b""  # the last head that was judged: the next one is often the same
         self._head: RequestHead | None = None
         self._block: RequestBlock | None = None
         self._forwarded = b""
-        self._turn: Turn | None = None
         self._reader: BodyReader | None = None
         self._pipe: Pipe | None = None
-        self._eof = False
         self._served = False  # something was answered
-        self._full_since = math.inf
-        self._delivered = 0  # of the output, when it was last looked at while full
-        self._since = shared.pump.now  # when the phase began, for deadlines
+        # For `deadlines`, too.
+        self.phase = _HEAD
+        self.turn: Turn | None = None  # the request under way
+        self.ended = False  # the visitor's side
+        self.since = shared.pump.now  # when the phase began
+        self.full_since = math.inf  # the output; begun anew with each look at how fast it is read
+        self.delivered = 0  # of the output, at that look
+        self.quiet_since = self.since  # of the turn, as far as looks tell
         connection.sink = self
-        connection.due = self._since + shared.limits.header_seconds
+        connection.due = self.since + shared.limits.header_seconds
 
     def __repr__(self) -> str:
-        return f"<Visitor {self._peer} {self._phase.name} {self._turn or ''}>"
+        return f"<Visitor {self._peer} {self.phase.name} {self.turn or ''}>"
 
     @property
     def is_handed_over(self) -> bool:
         """`take_control` took the connection; it is no visitor any more."""
-        return self._phase is _HANDED_OVER
+        return self.phase is _HANDED_OVER
 
     # what the connection calls
 
     def data(self, data: memoryview) -> None:
         try:
-            phase = self._phase
+            phase = self.phase
             if phase is _HEAD and not self._held:
                 self._first_bytes(bytes(data))
             elif phase is _BODY or phase is _COLLECT:
@@ -172,25 +158,27 @@ class Visitor:
 
     def eof(self) -> None:
         try:
-            self._eof = True
-            phase = self._phase
+            self.ended = True
+            phase = self.phase
             if phase is _HEAD or phase is _FULL:
                 self._finish()
             elif phase is _BODY or phase is _COLLECT:
                 self._refuse(HttpError(400, "cut-body", "The request ended before its body was complete."))
-            elif phase is _REPLY:
+            elif phase is _REPLY and self.turn is not None:
+                now = self._shared.pump.now
+                quiet_seconds(self, self.turn, now)  # from here on something has to move
                 connection = self.connection
-                connection.due = min(connection.due, self._shared.pump.now + self._shared.limits.half_closed_seconds)
+                connection.due = min(connection.due, now + self._shared.limits.half_closed_seconds)
         except Exception as error:
             self._shared.pump.crash(self, error)
 
     def room(self) -> None:
         try:
-            self._full_since = math.inf
-            turn = self._turn
+            self.full_since = math.inf
+            turn = self.turn
             if turn is not None:
                 turn.pay()
-            elif self._phase is _FULL:
+            elif self.phase is _FULL:
                 self._idle()
                 self._next()
         except Exception as error:
@@ -202,8 +190,11 @@ class Visitor:
     def expired(self) -> None:
         try:
             now = self._shared.pump.now
-            if not self._too_late(now):
-                self.connection.due = self._next_due(now)
+            late = overdue(self, now)
+            if late is not None:
+                self._end_late(late)
+            elif self.phase is not _DONE:
+                self.connection.due = next_due(self, now)
         except Exception as error:
             self._shared.pump.crash(self, error)
 
@@ -219,7 +210,7 @@ class Visitor:
 
         What was sent early to a WebSocket that did not come to be is no request, whatever it looks like.
         """
-        return self._eof or self._shared.draining or (bool(self._held) and self._awaits_switch())
+        return self.ended or self._shared.draining or (bool(self._held) and self._awaits_switch())
 
     @property
     def access_log(self) -> AccessLog | None:
@@ -230,27 +221,37 @@ class Visitor:
         return self._shared.limits.interims
 
     def _awaits_switch(self) -> bool:
-        return self._turn is not None and self._turn.request.is_upgrade
+        return self.turn is not None and self.turn.request.is_upgrade
 
     def body_goes_on(self) -> None:
         """It was not the visitor who was slow: its body is timed from now on."""
-        if self._phase is _BODY:
-            self.connection.due = self._next_due(self._shared.pump.now)
+        if self.phase is _BODY:
+            self.connection.due = next_due(self, self._shared.pump.now)
+
+    # what `deadlines` asks
+
+    @property
+    def limits(self) -> EdgeLimits:
+        return self._shared.limits
+
+    @property
+    def holds_input(self) -> bool:
+        return bool(self._held)
 
     # what the edge calls
 
     def drain(self) -> None:
         """The server stops: an idle connection ends now, others with `Connection: close` after their reply."""
-        if (self._phase is _HEAD and not self._held) or self._phase is _FULL:
+        if (self.phase is _HEAD and not self._held) or self.phase is _FULL:
             self._finish()
 
     def end(self) -> None:
         """The time is over: work under way is cut, and looks cut; what still flushes or lingers ends at once."""
-        if self._phase is _DONE:
+        if self.phase is _DONE:
             self.connection.abort()
             return
-        idle = self._turn is None
-        self._leave()
+        idle = self.turn is None
+        self._leave(Hop.EDGE, "server-stopped")
         if idle:
             self.connection.close()
         else:
@@ -284,7 +285,7 @@ class Visitor:
     def _next(self) -> None:
         """Take requests from what is held, as long as nothing is under way."""
         held = self._held
-        while held and self._phase is _HEAD:
+        while held and self.phase is _HEAD:
             try:
                 start = skip_leading_empty_lines(held) if held[0] == 13 else 0
                 end = find_head_end(held, max(start, self._searched), self._shared.limits.heads)
@@ -337,7 +338,7 @@ class Visitor:
             connection,
             now,
         )
-        turn = self._turn = Turn(self, connection, tunnel, visit, head)
+        turn = self.turn = Turn(self, connection, tunnel, visit, head)
         tunnel.requests += 1
         if shared.watch is not None:
             turn.tap = shared.watch(tunnel, visit, head)
@@ -404,7 +405,7 @@ class Visitor:
         if take_control is not None:
             held = raw + bytes(self._held)
             if take_control(self.connection, head, held):
-                self._phase = _HANDED_OVER  # the connection has another sink now; what came is still unpaid
+                self.phase = _HANDED_OVER  # the connection has another sink now; what came is still unpaid
                 self._held.clear()
                 return
         self.connection.credit(size)
@@ -429,26 +430,26 @@ class Visitor:
         except HopError as error:
             self.give_up(error)
             return
-        self._since = now = shared.pump.now
+        self.since = now = shared.pump.now
         if turn.tap is not None:
             turn.tap.begun()
         if body is None and head.block.body:
             turn.uploaded = False
-            self._phase = _BODY
+            self.phase = _BODY
             self._reader = BodyReader(head.block.body, Upload(turn, shared.limits.body_max_bytes), shared.limits.heads)
             self.connection.due = now + shared.limits.body_window_seconds
             if self._held:
                 self._feed_held()
-            if self._eof:
+            if self.ended:
                 self.eof()
             return
         if body:
             exchange.send(body)
         turn.uploaded = True
         exchange.finish(trailers)
-        self._phase = _REPLY
-        self.connection.due = now + shared.limits.answer_seconds
-        if self._eof:
+        self.phase = _REPLY
+        self.connection.due = now + shared.reply_look_seconds
+        if self.ended:
             self.eof()
 
     def park(self, turn: Turn, start: Callable[[], trio.CancelScope]) -> None:
@@ -457,12 +458,12 @@ class Visitor:
         except HopError as error:
             self.give_up(error)
             return
-        self._phase = _PARKED
+        self.phase = _PARKED
         self.connection.due = math.inf  # the parked task has its own deadline
 
     def unparked(self, turn: Turn) -> bool:
         """Whether a resumed wait still concerns anybody."""
-        if self._turn is not turn or self._phase is not _PARKED:
+        if self.turn is not turn or self.phase is not _PARKED:
             return False
         turn.scope = None
         return True
@@ -473,15 +474,15 @@ class Visitor:
         """Read the body for a policy; `done` hears all of it."""
 
         def collected(body: bytes, trailers: Headers) -> None:
-            self._phase = _PARKED  # settled at once; nothing more is read
+            self.phase = _PARKED  # settled at once; nothing more is read
             done(body, trailers)
 
         limits = self._shared.limits
         turn.uploaded = False
-        self._phase = _COLLECT
-        self._since = self._shared.pump.now
+        self.phase = _COLLECT
+        self.since = self._shared.pump.now
         self._reader = BodyReader(turn.request.body, Collected(limit, turn, collected), limits.heads)
-        self.connection.due = self._since + limits.body_window_seconds
+        self.connection.due = self.since + limits.body_window_seconds
         if turn.request.expects_continue:
             turn.continued = True
             self.connection.send(CONTINUE)
@@ -495,7 +496,7 @@ class Visitor:
 
     def _feed(self, data: memoryview) -> None:
         """Body bytes, and perhaps what follows them."""
-        turn, reader = self._turn, self._reader
+        turn, reader = self.turn, self._reader
         if turn is None or reader is None:
             raise RuntimeError(f"a body without a request: {self!r}")
         try:
@@ -510,15 +511,15 @@ class Visitor:
             self.connection.credit(used)
         turn.input_seen += used
         turn.continued = True  # who sends has stopped waiting for a 100
-        if used < len(data) and self._phase is not _DONE:
+        if used < len(data) and self.phase is not _DONE:
             self._held += data[used:]
-        if reader.done and self._turn is turn:
+        if reader.done and self.turn is turn:
             self._reader = None
-            if self._phase is _BODY:
-                self._phase = _REPLY
-                self._since = now = self._shared.pump.now
-                self.connection.due = now + self._shared.limits.answer_seconds
-        if self._held and self._phase is _HEAD:
+            if self.phase is _BODY:
+                self.phase = _REPLY
+                self.since = now = self._shared.pump.now
+                self.connection.due = now + self._shared.reply_look_seconds
+        if self._held and self.phase is _HEAD:
             self._next()
 
     # answers of our own
@@ -528,7 +529,7 @@ class Visitor:
 
         `raw`: what is not held of a head that could not be judged.
         """
-        turn = self._turn
+        turn = self.turn
         problem = Problem.of_request(error)
         visit_id = self._shared.ids.next() if turn is None else turn.visit.id
         self._count(problem, visit_id)
@@ -552,15 +553,17 @@ class Visitor:
 
     def give_up(self, error: HopError) -> None:
         """The present request fails here: a page while nothing of a reply was sent, else a cut."""
-        turn = self._turn
-        if self._phase is _DONE:
+        turn = self.turn
+        if self.phase is _DONE:
             return
         if turn is None:
             self._answer_problem(Problem.of_hop(error), None)
             return
         if turn.tap is not None:
             turn.tap.failed(error.hop, error.code)
-        if self._phase is _UPGRADED or turn.head_sent:
+        if self.phase is _UPGRADED or turn.head_sent:
+            self._shared.census.count(error.code)
+            log.debug("reply cut", hop=error.hop.value, code=error.code, visit=turn.visit.id, peer=str(self._peer))
             self._stop_exchange(turn)
             self._cut(turn)
             return
@@ -596,7 +599,7 @@ class Visitor:
 
     def _answer(self, page: Page, head: RequestHead | None) -> None:
         """A page where no tunnel is concerned."""
-        close = head is None or head.body != 0 or not head.keep_alive or self._eof or self._shared.draining
+        close = head is None or head.body != 0 or not head.keep_alive or self.ended or self._shared.draining
         head_only = head is not None and head.method == b"HEAD"
         self._write(page, head_only=head_only, close=close, minor=1 if head is None else head.minor)
         if close:
@@ -626,10 +629,10 @@ class Visitor:
 
     def stalled(self) -> None:
         """The output is full: from now on the visitor has to read at a rate."""
-        if self._full_since == math.inf:
-            now = self._full_since = self._shared.pump.now
+        if self.full_since == math.inf:
+            now = self.full_since = self._shared.pump.now
             connection = self.connection
-            self._delivered = connection.delivered
+            self.delivered = connection.delivered
             connection.due = min(connection.due, now + self._shared.limits.send_window_seconds)
 
     def turn_over(self, turn: Turn) -> None:
@@ -645,7 +648,7 @@ class Visitor:
             self._finish()
         else:
             self._idle()
-            if self._held and self._phase is _HEAD:
+            if self._held and self.phase is _HEAD:
                 self._next()
 
     def turn_failed(self, turn: Turn, error: HopError) -> None:
@@ -656,10 +659,10 @@ class Visitor:
         """A 101 that fits: from here on the relay has the connection."""
         early = bytes(self._held)
         self._held.clear()
-        self._phase = _UPGRADED
+        self.phase = _UPGRADED
         self._pipe = pipe
         turn.status = reply.status
-        turn.head_sent = True
+        turn.reply = reply
         turn.exchange = None
         tap = turn.tap
         if tap is not None:
@@ -669,37 +672,37 @@ class Visitor:
             pipe,
             reply,
             early,
-            ended=self._eof,
+            ended=self.ended,
             on_end=self._relay_ended,
             tap=None if tap is None else tap.relayed,
         )
 
     def _relay_ended(self, end: RelayEnd) -> None:
-        turn = self._turn
+        turn = self.turn
         self._pipe = None
         if turn is not None:
             turn.forwarded += end.forth
             turn.output += end.back
             self._close_turn(turn)
-        self._phase = _DONE
+        self.phase = _DONE
 
     def _idle(self) -> None:
         """Ready for the next request, as soon as the output has room."""
         shared = self._shared
-        self._since = now = shared.pump.now
-        if self._full_since == math.inf:
-            self._phase = _HEAD
+        self.since = now = shared.pump.now
+        if self.full_since == math.inf:
+            self.phase = _HEAD
             seconds = shared.limits.header_seconds if self._held else shared.limits.idle_seconds
             self.connection.due = now + seconds
         else:
-            self._phase = _FULL
-            self.connection.due = self._full_since + shared.limits.send_window_seconds
+            self.phase = _FULL
+            self.connection.due = self.full_since + shared.limits.send_window_seconds
 
-    def _close_turn(self, turn: Turn) -> None:
+    def _close_turn(self, turn: Turn, *, cut: bool = False) -> None:
         """What a visit took is given back, and who watches is told; once, however it ended."""
-        self._turn = None
+        self.turn = None
         self._reader = None
-        turn.settle(self._shared.pump.now)
+        turn.settle(self._shared.pump.now, cut)
 
     def _stop_exchange(self, turn: Turn) -> None:
         exchange, turn.exchange = turn.exchange, None
@@ -712,13 +715,13 @@ class Visitor:
 
     def _cut(self, turn: Turn) -> None:
         """A reply that cannot become complete must not look so (rule 12)."""
-        self._close_turn(turn)
-        self._phase = _DONE
+        self._close_turn(turn, cut=True)
+        self.phase = _DONE
         self._held.clear()
         self.connection.cut()
 
     def _finish(self, *, linger: bool = False) -> None:
-        self._phase = _DONE
+        self.phase = _DONE
         unread = linger or bool(self._held)
         self._held.clear()
         if unread:
@@ -726,88 +729,32 @@ class Visitor:
         else:
             self.connection.close()
 
-    def _leave(self) -> None:
+    def _leave(self, hop: Hop | None = None, code: str = Ending.LEFT.value) -> None:
         """The visitor is gone, or has to go: nothing of it stays."""
-        if self._phase is _DONE and self._turn is None:
+        if self.phase is _DONE and self.turn is None:
             return
-        self._phase = _DONE
+        self.phase = _DONE
         self._held.clear()
-        turn = self._turn
+        turn = self.turn
         if turn is not None:
             turn.status = turn.status or VISITOR_LEFT
+            if turn.tap is not None:
+                turn.tap.failed(hop, code)
             self._stop_exchange(turn)
-            self._close_turn(turn)
+            self._close_turn(turn, cut=turn.head_sent)
 
-    # deadlines
-
-    def _too_late(self, now: float) -> bool:
-        """Whether a deadline has really passed; then it has been acted on."""
-        limits = self._shared.limits
-        phase, turn = self._phase, self._turn
-        if now - self._full_since >= limits.send_window_seconds:
-            if not self._reads_too_slowly(now):
-                return False
-            self._shared.census.count("slow-reader")
-            self._leave()
-            self.connection.abort()
-        elif phase is _HEAD:
-            self._head_too_late(now)
-        elif turn is None:
-            return phase is _DONE
-        elif phase is _BODY or phase is _COLLECT:
-            return self._body_too_slow(turn, now)
-        elif phase is _REPLY and not turn.head_sent and now - self._since >= limits.answer_seconds:
-            message = f"The local service did not answer within {limits.answer_seconds:g} s."
-            self.give_up(HopError(Hop.LOCAL_SERVICE, 504, "too-slow", message))
-        elif phase is _REPLY and self._eof and turn.output == turn.output_checked:
-            self._leave()
-            self.connection.abort()
-        else:
-            turn.output_checked = turn.output
-            return False
-        return True
-
-    def _head_too_late(self, now: float) -> None:
-        if self._held:
-            self._refuse(HttpError(408, "slow-head", "The request's head took too long."))
-        else:
+    def _end_late(self, late: Overdue) -> None:
+        if isinstance(late, HopError):
+            self.give_up(late)
+        elif isinstance(late, HttpError):
+            self._refuse(late)
+        elif late is Ending.IDLE:
             self._finish()
-
-    def _reads_too_slowly(self, now: float) -> bool:
-        """By what the peer acknowledged, since the last look: our buffer moves in large steps."""
-        limits = self._shared.limits
-        before, self._delivered = self._delivered, self.connection.delivered
-        self._full_since = now
-        return self._delivered - before < limits.bytes_per_second * limits.send_window_seconds
-
-    def _body_too_slow(self, turn: Turn, now: float) -> bool:
-        limits = self._shared.limits
-        if turn.waits_for_continue:
-            if now - self._since < limits.answer_seconds:
-                return False
-            message = f"The local service did not answer within {limits.answer_seconds:g} s."
-            self.give_up(HopError(Hop.LOCAL_SERVICE, 504, "too-slow", message))
-            return True
-        seen, turn.input_seen = turn.input_seen, 0
-        if turn.blocked or seen >= limits.bytes_per_second * limits.body_window_seconds:
-            return False
-        self._refuse(HttpError(408, "slow-body", "The request's body came too slowly."))
-        return True
-
-    def _next_due(self, now: float) -> float:
-        limits = self._shared.limits
-        phase, turn = self._phase, self._turn
-        due = self._full_since + limits.send_window_seconds
-        if turn is None:
-            return due
-        if phase is _BODY or phase is _COLLECT:
-            return min(due, now + limits.body_window_seconds)
-        if phase is _REPLY:
-            if not turn.head_sent:
-                due = min(due, self._since + limits.answer_seconds)
-            if self._eof:
-                due = min(due, now + limits.half_closed_seconds)
-        return due
+        else:
+            if late is Ending.SLOW_READER:
+                self._shared.census.count(late.value)
+            self._leave(code=late.value)
+            self.connection.abort()
 
 
 def _accept(head: RequestHead) -> bytes:

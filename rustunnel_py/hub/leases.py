@@ -578,9 +578,9 @@ async def _drained(tunnel: Tunnel) -> None:
     empty = trio.Event()
     before = tunnel.tell
 
-    def tell(method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
+    def tell(method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str, cut: bool) -> None:
         if before is not None:
-            before(method, target, status, milliseconds, visit_id)
+            before(method, target, status, milliseconds, visit_id, cut)
         if not _visits_open(tunnel):
             empty.set()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -158,23 +158,6 @@ class Recording:
     def __repr__(self) -> str:
         return f"<Recording {self._method.decode('latin-1')} {self.id}>"
 
-    def copy(self) -> Recording:
-        """As it is now, without a number; what it refers to is shared."""
-        visit = Visit(self.id, self.ring.tunnel_id, VisitKind.HTTP, self._visitor, self._visitor, self._scheme)
-        twin = Recording(self.ring, visit, RequestHead(self._method, self._target, self._minor, self._block))
-        twin._connection = self._connection
-        twin._arrived = self._arrived
-        twin._begun = self._begun
-        twin._first = self._first
-        twin._reply = self._reply
-        twin._reason = self._reason
-        twin._request_body = self._request_body
-        twin._reply_body = self._reply_body
-        twin._request_bytes = self._request_bytes
-        twin._reply_bytes = self._reply_bytes
-        twin._rest = self._rest
-        return twin
-
     # the tap
 
     def begun(self) -> None:
@@ -220,9 +203,9 @@ class Recording:
     def reply_trailers(self, trailers: Headers) -> None:
         self._needs_rest().reply_trailers = trailers
 
-    def failed(self, hop: Hop, code: str) -> None:
+    def failed(self, hop: Hop | None, code: str) -> None:
         rest = self._needs_rest()
-        rest.hop = hop.value
+        rest.hop = None if hop is None else hop.value
         rest.code = code
 
     def answered(self, lines: bytes, body: bytes) -> None:
@@ -316,6 +299,37 @@ class Recording:
     def heavy(self) -> bool:
         """Looking at it takes long."""
         return self.size > 32 * 1024
+
+    def so_far(self, status: int, now: float, *, contents: bool) -> Recording:
+        """What there is of it, as if it ended now with this status: its number is 0. The exchange itself goes on.
+
+        `now` is the ring's clock. Without `contents` it has no bodies and no messages, only their numbers: for a list,
+        which would redact megabytes.
+        """
+        visit = Visit(self.id, self.ring.tunnel_id, VisitKind.HTTP, self._visitor, self._visitor, self._scheme)
+        seen = Recording(self.ring, visit, self.request)
+        seen.seq = 0
+        seen._status = status
+        seen._milliseconds = (now - self._arrived) * 1000.0
+        seen._connection = self._connection
+        seen._arrived = self._arrived
+        seen._begun = self._begun
+        seen._first = self._first
+        seen._reply = self._reply
+        seen._reason = self._reason
+        seen._request_bytes = self._request_bytes
+        seen._reply_bytes = self._reply_bytes
+        seen.size = self.size + OVERHEAD
+        # Of its own, since it is made ready in a thread where that takes long, and traffic goes on meanwhile.
+        if contents:
+            seen._request_body = bytes(self._request_body)
+            seen._reply_body = bytes(self._reply_body)
+            seen.size += len(seen._request_body) + len(seen._reply_body)
+        if self._rest is not None:
+            messages = list(self._rest.messages) if contents else []
+            seen._rest = replace(self._rest, messages=messages)
+            seen.size += sum(len(message.content) for message in messages)
+        return seen
 
     def capture(self, now: float, wall: datetime) -> Capture:
         """What may leave the ring: redacted. `now` and `wall` are the same instant on both clocks."""

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from rustunnel_py.hub.ports import Ports
     from rustunnel_py.hub.sessions import Session
 
-TellVisit: TypeAlias = Callable[[bytes, bytes, int, float, str], None]
-"""`tell(method, target, status, milliseconds, visit id)`: what an agent's screen shows of a visit."""
+TellVisit: TypeAlias = Callable[[bytes, bytes, int, float, str, bool], None]
+"""`tell(method, target, status, milliseconds, visit id, cut)`: one visit has ended. Status 0: before it had one; `cut`:
+its reply had begun, and was not whole."""
 
 
 @dataclass(frozen=True, slots=True)

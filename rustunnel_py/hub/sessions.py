@@ -421,8 +421,8 @@ def _both(first: TellVisit | None, second: TellVisit | None) -> TellVisit | None
     if first is None or second is None:
         return first or second
 
-    def tell(method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
-        first(method, target, status, milliseconds, visit_id)
-        second(method, target, status, milliseconds, visit_id)
+    def tell(method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str, cut: bool) -> None:
+        first(method, target, status, milliseconds, visit_id, cut)
+        second(method, target, status, milliseconds, visit_id, cut)
 
     return tell

@@ -271,13 +271,13 @@ class Measured:
         "_clock",
         "_events",
         "_frozen",
-        "_left",
         "_log",
         "_now",
         "_passed",
         "_quiet_since",
         "_samples",
         "_tunnel",
+        "_unfinished",
         "instant",
     )
 
@@ -287,32 +287,30 @@ class Measured:
         self._now = now
         self._quiet_since = clock()
         self._samples = Samples()
-        self._events: deque[tuple[float, bytes, bytes, int, float, int]] = deque(maxlen=MEASURED_EVENTS_MAX)
+        self._events: deque[tuple[float, bytes, bytes, int, float, int, bool]] = deque(maxlen=MEASURED_EVENTS_MAX)
         self._log: deque[LoggedRequest] = deque(maxlen=MEASURED_EVENTS_MAX)  # with their instant, not written yet
         self.instant: datetime | None = None  # of the newest in the log, ever
         self._frozen: Snapshot | None = None  # the last one while an agent was there
-        self._left = 0  # visitors who did not wait for their reply
+        self._unfinished = 0  # errors that the tally does not count as such: by their status they are none
         self._passed = tunnel.tally.bytes_out  # when the last visit had ended
         self._body_bytes = 0  # of replies; what passed after an upgrade is none
 
     def is_of(self, tunnel: Tunnel) -> bool:
         return self._tunnel is tunnel
 
-    def visited(self, method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str) -> None:
-        """One visit has ended: what `Tunnel.tell` calls, right after the tally. Status 0: it was cut before it had one.
-
-        So the size of its reply is what the tally has gained.
-        """
+    def visited(self, method: bytes, target: bytes, status: int, milliseconds: float, visit_id: str, cut: bool) -> None:
+        """One visit has ended: what `Tunnel.tell` calls, right after the tally, so the size of its reply is what that
+        has gained."""
         ended = self._clock()
         passed = self._tunnel.tally.bytes_out
         size = passed - self._passed
         self._passed = passed
-        if status == VISITOR_LEFT:
-            self._left += 1
+        if cut or status == VISITOR_LEFT:
+            self._unfinished += status < ERROR_STATUS and _is_error(status, cut)
         if status != SWITCHED:  # how long a WebSocket was open says nothing of how quick its service is
             self._samples.add(ended - milliseconds / 1000.0, milliseconds)
             self._body_bytes += size
-        self._events.append((ended, method, target, status, milliseconds, size))
+        self._events.append((ended, method, target, status, milliseconds, size, cut))
 
     def snapshot(self, region: str | None) -> Snapshot | None:
         """None before the first visit; frozen while no agent is attached."""
@@ -332,7 +330,7 @@ class Measured:
             p50_ms=p50,
             p90_ms=p90,
             requests=ended,
-            errors=tally.statuses[0] + sum(tally.statuses[5:]) + self._left,
+            errors=tally.statuses[0] + sum(tally.statuses[5:]) + self._unfinished,
             bytes=self._body_bytes,
         )
         self._frozen = Snapshot(tunnel.id, whole_ms(self._now()), region, metrics)
@@ -356,18 +354,18 @@ class Measured:
             now = self._now()
             noon = now - timedelta(seconds=self._clock())  # where the monotonic clock is 0, on the wall
             at = whole_ms(now)
-            for number, (ended, method, target, status, milliseconds, size) in enumerate(self._events):
+            for number, (ended, method, target, status, milliseconds, size, cut) in enumerate(self._events):
                 if number % UPLOAD_EVENTS == 0:
                     at = at if self.instant is None or at > self.instant else self.instant + MILLISECOND
                     self.instant = at
                 wall = noon + timedelta(seconds=ended)
-                self._log.append(_logged(at, wall, method, target, status, milliseconds, size))
+                self._log.append(_logged(at, wall, method, target, status, milliseconds, size, cut))
             self._events.clear()
         return self._log
 
 
 def _logged(
-    at: datetime, ended: datetime, method: bytes, target: bytes, status: int, milliseconds: float, size: int
+    at: datetime, ended: datetime, method: bytes, target: bytes, status: int, milliseconds: float, size: int, cut: bool
 ) -> LoggedRequest:
     event = RequestEvent(
         started_at=ended - timedelta(milliseconds=milliseconds),
@@ -376,10 +374,15 @@ def _logged(
         status=min(status, STATUS_MAX) if status >= 100 else VISITOR_LEFT,
         duration_ms=milliseconds,
         response_bytes=None if status == SWITCHED else size,  # the contract counts none of a WebSocket
-        error=status >= ERROR_STATUS or status < 100 or status == VISITOR_LEFT,
+        error=_is_error(status, cut),
         is_websocket=status == SWITCHED,
     )
     return LoggedRequest(at, event)
+
+
+def _is_error(status: int, cut: bool) -> bool:
+    """As the CLI counts: failed, not waited for, or not whole; a WebSocket has worked once it was opened."""
+    return status >= ERROR_STATUS or status < 100 or status == VISITOR_LEFT or (cut and status != SWITCHED)
 
 
 def _whole_uploads(found: list[LoggedRequest], limit: int) -> list[LoggedRequest]:

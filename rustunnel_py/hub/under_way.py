@@ -6,10 +6,9 @@ A recording comes into its ring at its end, so that the hot path keeps no list o
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from rustunnel_py.hub.recording import OVERHEAD, Recording
+from rustunnel_py.hub.recording import Recording
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -40,23 +39,7 @@ def with_id(finders: Iterable[FindUnderWay], tunnel_id: str, digits: str) -> Und
 
 
 def so_far(one: UnderWay, now: float, *, contents: bool) -> Recording:
-    """A recording of what there is of it, as if it ended now: its number is 0. The exchange itself goes on.
-
-    Without `contents` it has no bodies and no messages, only their numbers: for a list, which would redact megabytes.
-    """
+    """`Recording.so_far`, of one that is recorded."""
     recording = one.tap
     assert isinstance(recording, Recording)
-    seen = recording.copy()
-    seen.seq = 0
-    seen._status = one.status
-    seen._milliseconds = (now - one.arrived) * 1000.0
-    seen.size = recording.size + OVERHEAD
-    # Of its own, since it is made ready in a thread where that takes long, and traffic goes on meanwhile.
-    seen._request_body = recording.request_body if contents else b""
-    seen._reply_body = bytes(recording._reply_body) if contents else b""
-    if recording._rest is not None:
-        messages = list(recording._rest.messages) if contents else []
-        seen._rest = replace(recording._rest, messages=messages)
-        seen.size += sum(len(message.content) for message in messages)
-    seen.size += len(seen._request_body) + len(seen._reply_body)
-    return seen
+    return recording.so_far(one.status, now, contents=contents)

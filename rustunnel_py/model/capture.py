@@ -43,7 +43,8 @@ class Capture:
 
     `origin` is the id of the capture that this one replays; `imported` says that it never passed here. Times are in
     milliseconds since the request's head was complete, None for what never happened; `agent_ms` is the time between
-    the hand-over to the agent and the reply's head. `hop` and `code` name what failed and how (`errors.HopError`).
+    the hand-over to the agent and the reply's head. `hop` and `code` name what failed and how (`errors.HopError`);
+    a code without a hop is the visitor's own doing.
     `request_withheld` and `response_withheld`: the body was left out because it could not be redacted.
     """
 

@@ -93,6 +93,51 @@ async def test_W14_extensions_and_subprotocols_are_not_negotiated(house: AgentsH
             assert b"protocol:" not in answer
 
 
+async def test_an_agent_that_does_not_wait_for_the_101_is_answered(house: AgentsHouse) -> None:
+    """W15: upgrade, `auth` and a registration in one segment; then the data socket's upgrade and its first frame."""
+    stream = await trio.open_tcp_stream("127.0.0.1", house.port)
+    said = (
+        {"type": "auth", "token": "ann", "client_version": "0.7.8"},
+        {"type": "register_tunnel", "request_id": "1", "protocol": "http", "subdomain": "demo", "local_addr": "x:1"},
+    )
+    frames = b"".join(masked(json.dumps(frame).encode()) for frame in said)
+    await stream.send_all(b"GET /_control HTTP/1.1\r\n" + UPGRADE + b"\r\n" + frames)
+    control = WebSocket(stream, (await upgraded(stream)))
+    with trio.fail_after(5):
+        welcome = json.loads((await control.receive())[1])
+        assert welcome["type"] == "auth_ok"
+        assert json.loads((await control.receive())[1])["type"] == "tunnel_registered"
+
+        other = await trio.open_tcp_stream("127.0.0.1", house.port)
+        ping = bytes.fromhex("0002000100000000000000ab")  # yamux, SYN, value 0xab
+        await other.send_all(
+            f"GET /_data/{welcome['session_id']} HTTP/1.1\r\n".encode() + UPGRADE + b"\r\n" + masked(ping)
+        )
+        data = WebSocket(other, (await upgraded(other)))
+        heard = b""
+        while bytes.fromhex("0002000200000000000000ab") not in heard:  # ACK
+            heard += (await data.receive())[1]
+    for one in (other, stream):
+        await trio.aclose_forcefully(one)
+
+
+def masked(payload: bytes) -> bytes:
+    """A binary message as a client sends it; its mask is all zeros."""
+    size = len(payload)
+    assert size < 0x10000
+    return (bytes((0x82, 0x80 | size)) if size < 126 else b"\x82\xfe" + size.to_bytes(2, "big")) + bytes(4) + payload
+
+
+async def upgraded(stream: trio.SocketStream) -> bytes:
+    """What came behind the 101."""
+    answer = bytearray()
+    with trio.fail_after(5):
+        while b"\r\n\r\n" not in answer:
+            answer += await stream.receive_some(4096)
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    return bytes(answer.partition(b"\r\n\r\n")[2])
+
+
 async def test_Y30_data_sockets_of_no_session_are_refused_alike(house: AgentsHouse) -> None:
     async with stock_agent(house.port, "ann") as agent, own_agent(house) as own:
         session = house.sessions.find(agent.session_id)
@@ -296,7 +341,7 @@ async def test_visits_are_told_in_batches(house: AgentsHouse) -> None:
         await agent.open_raw()
         tell = house.tunnel("one").tell
         assert tell is not None
-        tell(b"GET", b"/a?b=\xff", 200, 1.234, "v1")
+        tell(b"GET", b"/a?b=\xff", 200, 1.234, "v1", False)
         frame = await agent.wait_heard("visits")
         assert frame["visits"] == [
             {
@@ -309,7 +354,7 @@ async def test_visits_are_told_in_batches(house: AgentsHouse) -> None:
             }
         ]
         for number in range(1000):
-            tell(b"GET", b"/" + b"x" * 1000, 200, 1.0, str(number))
+            tell(b"GET", b"/" + b"x" * 1000, 200, 1.0, str(number), False)
         frame = await agent.wait_heard("visits", 2)
         assert [line["capture_id"] for line in frame["visits"]] == [str(number) for number in range(936, 1000)]
         assert len(frame["visits"][0]["path"]) == 256

@@ -399,6 +399,32 @@ async def hold(port: int, *, task_status: trio.TaskStatus[StockAgent]) -> None:
         await trio.sleep_forever()
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(f'{{"type":"ping","timestamp":{value}}}'.encode() for value in ("-1", "1.5", '"1"', "null", "[]", "true")),
+        *(f'{{"type":"ping","timestamp":{value}}}'.encode() for value in (2**64, 10**20, -(2**63) - 1, "1e400")),
+        b'{"type":"ping"}',
+        b'{"type":"pong","timestamp":-1}',
+        b'{"type":"unregister_tunnel","tunnel_id":5}',
+        b'{"type":"p2p_metrics","tunnel_id":"x","bytes_sent":-1,"bytes_received":0}',
+        b'{"type":"register_tunnel","protocol":"http","local_addr":"x"}',
+    ],
+)
+async def test_C19_a_frame_with_fields_that_cannot_be_used_costs_nothing_but_itself(
+    house: AgentsHouse, raw: bytes
+) -> None:
+    async with stock_agent(house.port, "ann") as agent:
+        await agent.register("http", 1, subdomain="demo")
+        await agent.serve()
+        assert agent.control is not None
+        await agent.control.send(2, raw)
+        await agent.ping(2**64 - 1)
+        assert (await agent.wait_heard("pong"))["timestamp"] == 2**64 - 1
+        assert shell(house, agent).ignored == 1
+        assert not agent.ended.is_set()
+
+
 async def test_what_is_ignored_once_authenticated(house: AgentsHouse) -> None:
     async with stock_agent(house.port, "ann") as agent:
         await agent.register("http", 1, subdomain="demo")
@@ -431,10 +457,6 @@ async def test_what_is_ignored_once_authenticated(house: AgentsHouse) -> None:
         b'{"type":"auth_ok","session_id":"x","server_version":"0.7.0"}',
         b'{"type":"new_connection","conn_id":"x","client_addr":"y","protocol":"http"}',
         b'{"type":"auth","token":"ann","client_version":"0.7.8"}',
-        b'{"type":"ping","timestamp":-1}',
-        b'{"type":"ping","timestamp":1.5}',
-        b'{"type":"unregister_tunnel","tunnel_id":5}',
-        b'{"type":"register_tunnel","protocol":"http","local_addr":"x"}',
     ],
 )
 async def test_C04_C06_C07_what_ends_a_session_ends_it_by_a_drop(house: AgentsHouse, raw: bytes) -> None:

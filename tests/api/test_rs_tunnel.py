@@ -155,8 +155,12 @@ async def test_bad_bodies_are_invalid_input(house: LeasedHouse, mock_clock: Mock
 
 async def test_the_field_is_named(house: LeasedHouse, mock_clock: MockClock) -> None:
     answer = await house.call("POST", "/v1/tunnels", json={"port": 70000})
-    assert list(answer.json["details"]["fieldErrors"]) == ["port"]
-    assert answer.json["details"]["formErrors"] == []
+    said = "a whole number from 1 to 65535, not 70000"
+    assert answer.json == {  # `message` is all that the CLI shows
+        "code": "INVALID_INPUT",
+        "message": f"port: {said}",
+        "details": {"formErrors": [], "fieldErrors": {"port": [said]}},
+    }
 
 
 async def test_another_media_type(house: LeasedHouse, mock_clock: MockClock) -> None:
@@ -362,7 +366,7 @@ class Visit:
     def end(self, status: int = 200) -> None:
         self.tunnel.tally.request(status, 10.0, 0, 100)
         if self.tunnel.tell is not None:
-            self.tunnel.tell(b"GET", b"/", status, 10.0, "0" * 32)
+            self.tunnel.tell(b"GET", b"/", status, 10.0, "0" * 32, False)
 
 
 async def served(house: LeasedHouse, label: str, token: str = ADMIN_TOKEN) -> tuple[Any, Tunnel, PlayedAgent]:

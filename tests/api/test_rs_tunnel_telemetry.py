@@ -408,12 +408,14 @@ async def test_what_is_old_is_forgotten(house: LeasedHouse, mock_clock: MockCloc
 # what the server measures
 
 
-def visit(house: LeasedHouse, tunnel: Tunnel, status: int = 200, ms: float = 10.0, size: int = 100) -> None:
+def visit(
+    house: LeasedHouse, tunnel: Tunnel, status: int = 200, ms: float = 10.0, size: int = 100, *, cut: bool = False
+) -> None:
     if tunnel.tell is None:
         tunnel.tell = house.telemetry.watch(tunnel)
     tunnel.requests += 1
     tunnel.tally.request(status, ms, 0, size)
-    tunnel.tell(b"GET", b"/x?y=1", status, ms, "0" * 32)
+    tunnel.tell(b"GET", b"/x?y=1", status, ms, "0" * 32, cut)
 
 
 async def test_tunnels_that_post_nothing_are_measured(house: LeasedHouse, mock_clock: MockClock) -> None:
@@ -465,6 +467,28 @@ async def test_tunnels_that_post_nothing_are_measured(house: LeasedHouse, mock_c
     check_points(answer.json)
     assert len(answer.json) == 2
     assert answer.json[0]["ttl"] == 7
+
+
+async def test_a_cut_reply_is_an_error_whatever_its_status(house: LeasedHouse, mock_clock: MockClock) -> None:
+    token, caller = await house.token()
+    tunnel = house.native("web", caller)
+    house.telemetry.watch(tunnel)
+    for status in (200, 404, 502, 101):
+        visit(house, tunnel, status, cut=True)
+    visit(house, tunnel, 499)
+    (snapshot,) = await live(house, token)
+    assert snapshot["metrics"]["errors"] == 4  # each once; a WebSocket has worked
+    for _ in range(2):  # out of memory, and as it was stored
+        answer = await house.call("GET", f"/v1/tunnels/{tunnel.id}/requests", token)
+        check_requests(answer.json)
+        assert [(one["statusCode"], one["error"]) for one in reversed(answer.json)] == [
+            (200, True),
+            (404, True),
+            (502, True),
+            (101, False),
+            (499, True),
+        ]
+        await house.pass_time(telemetry.POST_SECONDS + 1)
 
 
 async def test_what_is_posted_counts_from_then_on(house: LeasedHouse, mock_clock: MockClock) -> None:

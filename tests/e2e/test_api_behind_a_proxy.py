@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import re
 import shutil
 import socket
 import ssl
-import subprocess
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
 
@@ -20,11 +16,13 @@ import tomli
 import trio
 
 from tests.support.certificates import make_pair
+from tests.support.proxy import block, nginx_command, running_proxy
 from tests.support.running_server import RunningServer, running_server
 from tests.support.services import HttpClient, Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 PROXY = "127.0.0.1"
 ANYBODY = "127.9.9.9"
@@ -205,15 +203,7 @@ async def test_a_proxy_may_name_the_port_that_browsers_leave_out(
 
 # behind a real nginx, as the page says
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "behind-a-proxy.md"
 NAME = "dash.example.com"
-START_SECONDS = 20.0
-
-
-def block(kind: str) -> str:
-    found = re.search(rf"^```{kind} dashboard\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert found is not None, kind
-    return found[1]
 
 
 @asynccontextmanager
@@ -223,39 +213,19 @@ async def nginx(folder: Path, dashboard: str, port: int) -> AsyncIterator[None]:
     pem, key = make_pair([NAME])
     (folder / "proxy.pem").write_bytes(pem)
     (folder / "proxy.key").write_bytes(key)
-    text = block("nginx").replace(f"/etc/ssl/{NAME}", str(folder / "proxy")).replace("127.0.0.1:4041", dashboard)
-    text = re.sub(r"listen \[::\]:443.*\n", "", text).replace("listen 443", f"listen 127.0.0.1:{port}")
-    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = " ".join(f"{kind}_temp_path {folder};" for kind in kinds)
+    text = block("nginx", "dashboard").replace(f"/etc/ssl/{NAME}", str(folder / "proxy"))
+    text = re.sub(r"listen \[::\]:443.*\n", "", text.replace("127.0.0.1:4041", dashboard))
     upgrades = 'map $http_upgrade $tunnel_connection { default upgrade; "" ""; }'
-    start = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log info; events {{}}\n"
-    if os.geteuid() == 0:
-        start = "user root;\n" + start
-    (folder / "nginx.conf").write_text(f"{start}http {{ access_log off; {temporary}\n{upgrades}\n{text}\n}}\n")
-    command = ["nginx", "-e", f"{folder}/error.log", "-c", str(folder / "nginx.conf"), "-p", str(folder)]
-    async with trio.open_nursery() as nursery:
-        with (folder / "output").open("wb") as output:
-            run = functools.partial(trio.run_process, command, stdout=output, stderr=subprocess.STDOUT, check=False)
-            process: trio.Process = await nursery.start(run)
-            try:
-                with trio.fail_after(START_SECONDS):
-                    while True:
-                        assert process.returncode is None, (folder / "output").read_text()
-                        try:
-                            await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
-                            break
-                        except OSError:
-                            await trio.sleep(0.02)
-                yield
-            finally:
-                process.kill()
+    http = f"{upgrades}\n{text.replace('listen 443', f'listen 127.0.0.1:{port}')}"
+    async with running_proxy(nginx_command(folder, http=http), folder, port):
+        yield
 
 
 @pytest.mark.peer
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="not installed: nginx (Debian has it)")
 async def test_the_page_s_nginx_tells_visitors_apart_and_their_scheme(tmp_path: Path) -> None:
-    settings = tomli.loads(block("toml"))["server"] | TRUSTING
+    settings = tomli.loads(block("toml", "dashboard"))["server"] | TRUSTING
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     async with running_server(tmp_path / "data", server=settings) as server:

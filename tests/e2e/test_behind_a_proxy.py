@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import re
 import shutil
 import socket
 import ssl
-import subprocess
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +19,7 @@ from rustunnel_py.client.config import CaFile, ServerAddress
 from rustunnel_py.client.news import Joined
 from tests.support.certificates import make_pair
 from tests.support.our_agent import agent_config, http, our_agent
+from tests.support.proxy import STREAM_MODULE, block, caddy_command, nginx_command, running_proxy
 from tests.support.running_server import running_server
 from tests.support.services import HttpClient, http_service, pattern, tcp_service
 from tests.support.stock_agent import stock_agent
@@ -31,10 +29,7 @@ if TYPE_CHECKING:
 
     from tests.support.running_server import RunningServer
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "behind-a-proxy.md"
-STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 DOMAIN = "t.example.com"
-START_SECONDS = 20.0
 MEBIBYTE = 1024 * 1024
 
 
@@ -50,13 +45,6 @@ LAYOUTS = [
     pytest.param("caddy", "encrypts", "encrypts", marks=needs("caddy")),
 ]
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.parametrize(("proxy", "layout", "table"), LAYOUTS)]
-
-
-def block(kind: str, name: str) -> str:
-    """A block of the page, tagged ```kind name."""
-    found = re.search(rf"^```{kind} {name}\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert found is not None, (kind, name)
-    return found[1]
 
 
 def free_port() -> int:
@@ -98,25 +86,6 @@ def adapted(text: str, folder: Path, server: RunningServer, port: int) -> str:
     return re.sub(r"\b443\b", str(port), text.replace("listen 443", f"listen 127.0.0.1:{port}"))
 
 
-def nginx_command(folder: Path, text: str, layout: str) -> list[str]:
-    temporary = " ".join(f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-    start = f"daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log info; events {{}}\n"
-    if os.geteuid() == 0:
-        start = "user root;\n" + start
-    if layout == "passes":
-        start = f"load_module {STREAM_MODULE};\n" + start + text
-    else:
-        start += f"http {{ access_log off; server_names_hash_bucket_size 128; {temporary}\n{text}\n}}\n"
-    (folder / "nginx.conf").write_text(start)
-    return ["nginx", "-e", f"{folder}/error.log", "-c", str(folder / "nginx.conf"), "-p", str(folder)]
-
-
-def caddy_command(folder: Path, text: str) -> list[str]:
-    options = "{\nadmin off\nauto_https disable_redirects\n}\n"
-    (folder / "Caddyfile").write_text(options + text)
-    return ["caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
-
-
 @asynccontextmanager
 async def proxied(tmp_path: Path, proxy: str, layout: str, table: str) -> AsyncIterator[Proxied]:
     """The server that the page's TOML asks for, behind the proxy that its block asks for."""
@@ -132,27 +101,16 @@ async def proxied(tmp_path: Path, proxy: str, layout: str, table: str) -> AsyncI
         name: tuple(value) if isinstance(value, list) else value for name, value in settings["server"].items()
     }
     data = tmp_path / "data"
-    async with running_server(data, **settings) as server, trio.open_nursery() as nursery:
+    async with running_server(data, **settings) as server:
         text = adapted(block(proxy, layout), folder, server, port)
-        command = nginx_command(folder, text, layout) if proxy == "nginx" else caddy_command(folder, text)
-        home = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
-        with (folder / "output").open("wb") as output:
-            run = functools.partial(
-                trio.run_process, command, env=home, stdout=output, stderr=subprocess.STDOUT, check=False
-            )
-            process: trio.Process = await nursery.start(run)
-            try:
-                with trio.fail_after(START_SECONDS):
-                    while True:
-                        assert process.returncode is None, (folder / "output").read_text()
-                        try:
-                            await (await trio.open_tcp_stream("127.0.0.1", port)).aclose()
-                            break
-                        except OSError:
-                            await trio.sleep(0.02)
-                yield Proxied(server, port, data / "ca.pem" if layout == "passes" else folder / "proxy.pem")
-            finally:
-                process.kill()
+        if proxy == "caddy":
+            command = caddy_command(folder, text)
+        elif layout == "passes":
+            command = nginx_command(folder, stream=text)
+        else:
+            command = nginx_command(folder, http=text)
+        async with running_proxy(command, folder, port):
+            yield Proxied(server, port, data / "ca.pem" if layout == "passes" else folder / "proxy.pem")
 
 
 @asynccontextmanager

@@ -121,7 +121,7 @@ def _begun(whole: WholeServer) -> int:
     found = 0
     for edge in edges:
         for visitor, _ in edge._connections.values():
-            turn = None if visitor is None else visitor._turn
+            turn = None if visitor is None else visitor.turn
             found += turn is not None and turn.output > 0
     return found
 

@@ -147,6 +147,34 @@ def test_H64_a_visitor_that_vanishes_resets_the_exchange(rig: Rig) -> None:
     assert rig.told[0][2] == 499
 
 
+@pytest.mark.parametrize("by", ["nobody", "the visitor", "the local service", "the agent", "the end of the server"])
+def test_whether_a_reply_was_cut_is_told_beside_its_status(rig: Rig, by: str) -> None:
+    connection = rig.connect()
+    visitor = connection.sink
+    rig.send(get(), connection)
+    rig.exchange.reply(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
+    match by:
+        case "nobody":
+            rig.exchange.reply(b"full")
+        case "the visitor":
+            connection.lose()
+        case "the local service":
+            rig.exchange.reply_eof()
+        case "the agent":
+            rig.exchange.fail(HopError(Hop.AGENT, 502, "agent-lost", "The agent is gone."))
+        case _:
+            visitor.end()  # type: ignore[attr-defined]
+    ((_, _, status, _, _, cut),) = rig.told
+    assert (status, cut) == (200, by != "nobody")
+
+
+def test_what_was_never_begun_is_not_cut(rig: Rig) -> None:
+    rig.send(get()).lose()
+    rig.send(get())
+    rig.exchange.fail(HopError(Hop.AGENT, 502, "agent-lost", "The agent is gone."))
+    assert [(visit[2], visit[5]) for visit in rig.told] == [(499, False), (502, False)]
+
+
 @pytest.mark.parametrize("cut", range(0, len(long_post(4)) + 4, 3))
 @pytest.mark.parametrize("clean", [True, False])
 def test_H64_ends_at_any_byte_leave_nothing(rig: Rig, cut: int, clean: bool) -> None:

@@ -52,7 +52,7 @@ def test_a_visit_is_told_with_its_method_target_status_time_and_id(rig: Rig) -> 
     rig.send(get("/x", method="PUT"))
     rig.pump.now += 0.25
     rig.exchange.reply(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
-    assert rig.told == [(b"PUT", b"/x", 404, 250.0, rig.exchange.visit.id)]
+    assert rig.told == [(b"PUT", b"/x", 404, 250.0, rig.exchange.visit.id, False)]
     assert len(bytes.fromhex(rig.exchange.visit.id)) == 16
 
 

@@ -176,6 +176,18 @@ def test_the_time_for_a_head(over: int) -> None:
 
 
 @AROUND
+def test_the_time_for_more_of_a_reply(over: int) -> None:
+    rig = Rig(limits=EdgeLimits(reply_idle_seconds=20.0))
+    connection = rig.send(get())
+    rig.exchange.reply(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+    connection.expire(rig.pump)
+    rig.pump.now = connection.due + over * 0.5
+    connection.sink.expired()
+    assert connection.end == ("cut" if over >= 0 else "")
+    assert rig.shared.census.refusals == ({"stalled-reply": 1} if over >= 0 else {})
+
+
+@AROUND
 def test_the_rate_of_a_body(over: int) -> None:
     rig = Rig(limits=EdgeLimits(bytes_per_second=10))
     connection = rig.send(get("/", "Content-Length: 1000", method="POST"))
@@ -258,6 +270,7 @@ def test_every_setting_arrives() -> None:
         header_seconds=11.0,
         idle_seconds=12.0,
         answer_seconds=13.0,
+        reply_idle_seconds=13.5,
         half_closed_seconds=14.0,
         min_bytes_per_second=15,
     )
@@ -272,6 +285,7 @@ def test_every_setting_arrives() -> None:
         header_seconds=11.0,
         idle_seconds=12.0,
         answer_seconds=13.0,
+        reply_idle_seconds=13.5,
         half_closed_seconds=14.0,
         bytes_per_second=15,
     )
@@ -286,10 +300,17 @@ def test_the_defaults_are_those_of_the_settings() -> None:
 
 def test_seconds_of_0_are_no_deadline() -> None:
     limits = EdgeLimits.from_config(
-        LimitsConfig(handshake_seconds=0, header_seconds=0, idle_seconds=0, answer_seconds=0, half_closed_seconds=0)
+        LimitsConfig(
+            handshake_seconds=0,
+            header_seconds=0,
+            idle_seconds=0,
+            answer_seconds=0,
+            reply_idle_seconds=0,
+            half_closed_seconds=0,
+        )
     )
     assert {limits.handshake_seconds, limits.header_seconds, limits.idle_seconds} == {math.inf}
-    assert {limits.answer_seconds, limits.half_closed_seconds} == {math.inf}
+    assert {limits.answer_seconds, limits.reply_idle_seconds, limits.half_closed_seconds} == {math.inf}
     rig = Rig(limits=limits)
     connection = rig.connect()
     assert connection.due == math.inf

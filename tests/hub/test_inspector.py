@@ -17,12 +17,13 @@ from rustunnel_py.model.capture import Capture, Kind
 from rustunnel_py.store.captures import Captures, Filter
 from tests.support import secrets40
 from tests.support.fake_link import FakeLink
+from tests.support.fed_connection import FedConnection
 from tests.support.inspected import ADMIN, NOW, OWNER, READER, STRANGER, Inspected, inspected, inspector_of
 from tests.support.visitor_rig import get, post
 from tests.wire.test_messages import frame
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
@@ -124,7 +125,34 @@ async def test_a_cut_reply_and_a_visitor_who_left(at: Inspected) -> None:
     assert (capture.status, capture.code, capture.response_bytes) == (200, "cut-reply", 4)
     connection = at.rig.send(get("/left"))
     connection.lose()
-    assert (await last(at)).status == 499
+    capture = await last(at)
+    assert (capture.status, capture.hop, capture.code) == (499, None, "visitor-left")
+
+
+async def test_what_cut_a_reply_is_told(at: Inspected) -> None:
+    beginning = b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n" + b"x" * 400
+    connection = at.rig.connect(FedConnection(high_water=100))
+    visitor = connection.sink
+
+    async def told(end: Callable[[], object]) -> tuple[int, str | None, str | None]:
+        end()
+        capture = await last(at)
+        assert capture.response_bytes == 400
+        return capture.status, capture.hop, capture.code
+
+    at.rig.send(get(), connection)
+    at.rig.exchange.reply(beginning)
+    assert await told(visitor.end) == (200, "edge", "server-stopped")  # type: ignore[attr-defined]
+    connection = at.rig.send(get(), at.rig.connect(FedConnection(high_water=100)))
+    at.rig.exchange.reply(beginning)
+    assert await told(lambda: connection.expire(at.rig.pump)) == (200, None, "slow-reader")
+    connection = at.rig.send(get())
+    at.rig.exchange.reply(beginning)
+    connection.expire(at.rig.pump)
+    assert await told(lambda: connection.expire(at.rig.pump)) == (200, "local service", "stalled-reply")
+    connection = at.rig.send(get())
+    at.rig.exchange.reply(beginning)
+    assert await told(connection.lose) == (200, None, "visitor-left")
 
 
 async def test_a_websocket_and_its_messages(at: Inspected) -> None:

@@ -41,7 +41,7 @@ class Rig:
     def __post_init__(self) -> None:
         self.registry = new_registry(self.pump)
         self.tunnel = self.add_tunnel(HOST, self.link)
-        self.told: list[tuple[bytes, bytes, int, float, str]] = []
+        self.told: list[tuple[bytes, bytes, int, float, str, bool]] = []
         self.tunnel.tell = lambda *visit: self.told.append(visit)
         census = Census(self.limits, self.parking)
         self.shared = Shared(self.pump, self.registry, self.limits, self.scheme, census=census)  # type: ignore[arg-type]
