@@ -165,6 +165,7 @@ SERVE_FLAGS: list[tuple[str, str, str | None, Any, str]] = [
     ("server.drain_seconds", "--drain-seconds", "SECONDS", float, "Time to finish after SIGTERM.  [30]"),
     ("tls.cert_path", "--cert", "FILE", str, "A certificate of your own, with its chain (PEM)."),
     ("tls.key_path", "--key", "FILE", str, "Its private key (PEM)."),
+    ("tls.cert_folder", "--cert-folder", "DIR", str, "More certificates, each for the names in it."),
     ("auth.require_auth", "--require-auth/--no-require-auth", None, bool, "Agents need a token.  [yes]"),
     (
         "auth.open_to_the_world",

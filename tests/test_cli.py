@@ -109,6 +109,7 @@ def test_every_flag_of_serve_sets_its_key(environment: dict[str, str], monkeypat
         "--drain-seconds": "5",
         "--cert": "/c.pem",
         "--key": "/k.pem",
+        "--cert-folder": "/live",
         "--tcp-ports": "6-7",
         "--log-level": "debug",
         "--log-format": "json",

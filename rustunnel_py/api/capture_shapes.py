@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from rustunnel_py.api.routes import show_instant
 from rustunnel_py.api.rustunnel import PAGE, Cursor, Limit
-from rustunnel_py.errors import Denied
+from rustunnel_py.errors import BadRequest
 from rustunnel_py.hub.replay import TIMES_MAX, Edit
 from rustunnel_py.model import har
 from rustunnel_py.model.capture import Kind
@@ -25,12 +25,6 @@ LIST_MAX = 500  # of the newest; as many as there are in memory
 SHOWN_BYTES_MAX = 16 * 2**20  # of bodies in one answer; the records past it come without theirs
 EXPORT_IDS_MAX = 1000
 _BASE64 = r"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
-
-
-class Contradiction(Denied):
-    """Two fields of a body that do not go together."""
-
-    status = 409
 
 
 class RequestShown(msgspec.Struct, kw_only=True):
@@ -287,7 +281,7 @@ def parse_filter(query: SearchQuery) -> Filter:
 def parse_edit(wanted: EditWanted) -> Edit:
     """Raises BadRequest."""
     if wanted.body is not None and wanted.body_base64 is not None:
-        raise Contradiction("edit: body or body_base64, not both")
+        raise BadRequest("edit: body or body_base64, not both")
     body = None if wanted.body is None else wanted.body.encode()
     if wanted.body_base64 is not None:
         body = base64.b64decode(wanted.body_base64)

@@ -16,7 +16,6 @@ from rustunnel_py.api.caller import actor, current
 from rustunnel_py.api.capture_shapes import (
     EXPORT_IDS_MAX,
     LIST_MAX,
-    Contradiction,
     DifferenceShown,
     DiffQuery,
     EditWanted,
@@ -287,7 +286,7 @@ def _add_replay(api: Routes, inspector: Inspector, note: audit.Note) -> None:
         wanted = await parse_body(ReplayWanted, REPLAY_MAX) if await has_body() else ReplayWanted()
         if not wanted.send:
             if wanted.edit is not None:
-                raise Contradiction("edit: goes with send: true")
+                raise BadRequest("edit: goes with send: true")
             capture = await inspector.get(by.caller, wanted_id, request_id)
             return await _answer_with_bodies([capture], lambda captures: show_request(captures[0], bodies=True))
         edit = parse_edit(wanted.edit or EditWanted())

@@ -20,6 +20,7 @@ from quart import Blueprint, Response, request
 
 from rustunnel_py.errors import BadRequest, Denied
 from rustunnel_py.wire import strict_json
+from rustunnel_py.wire.misfit import Misfit, allowed, fit, whole_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 BODY_MAX = 64 * 1024  # bytes, where a route says nothing else; a label and a scope
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_DIGITS = re.compile(r"[0-9]{1,100}")  # longer than any bound, so that too much is told from no number
+_DIGITS = re.compile(r"[0-9]{1,20}")  # as many as any bound has, and some zeros before
 _JSON_TYPE = re.compile(r"application/json(\s*;\s*charset=\"?utf-?8\"?)?\s*", re.IGNORECASE)
 DATE = re.compile(
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
@@ -188,39 +189,30 @@ def parse_query(shape: type[T]) -> T:
 
 
 def _value(name: str, text: str, kind: msgspec.inspect.Type) -> object:
+    """What a text stands for. BadRequest says what is allowed, as `misfit` does of bodies."""
     while isinstance(kind, msgspec.inspect.Metadata):
         kind = kind.type
     if isinstance(kind, msgspec.inspect.UnionType):
         return _value(name, text, next(one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType)))
     match kind:
-        case msgspec.inspect.IntType():
-            least, most = kind.ge or 0, kind.le
-            if not _DIGITS.fullmatch(text) or int(text) < least:
-                raise BadRequest(f"{name}: a whole number, at least {least}")
-            if most is not None and int(text) > most:
-                raise BadRequest(f"{name}: at most {most}")
-            return int(text)
+        case msgspec.inspect.IntType(ge=low, le=high):
+            if _DIGITS.fullmatch(text) and (low or 0) <= int(text) <= (int(text) if high is None else high):
+                return int(text)
         case msgspec.inspect.BoolType():
-            if text not in ("true", "false"):
-                raise BadRequest(f"{name}: true or false")
-            return text == "true"
+            if text in ("true", "false"):
+                return text == "true"
         case msgspec.inspect.LiteralType():
-            if text not in kind.values:
-                words = [str(word) for word in kind.values]
-                raise BadRequest(f"{name}: {' or '.join(words) if len(words) < 3 else 'one of ' + ', '.join(words)}")
-            return text
+            if text in kind.values:
+                return text
         case msgspec.inspect.DateTimeType():
             return parse_instant(name, text)
-        case msgspec.inspect.StrType():
-            if kind.max_length is not None and len(text) > kind.max_length:
-                raise BadRequest(f"{name}: at most {kind.max_length} characters")
-            if kind.min_length is not None and len(text) < kind.min_length:
-                raise BadRequest(f"{name}: at least {kind.min_length} characters")
-            if kind.pattern is not None and not re.search(kind.pattern, text):
-                raise BadRequest(f"{name}: not in the form that is wanted")
-            return text
+        case msgspec.inspect.StrType(min_length=low, max_length=high, pattern=pattern):
+            fits = (low or 0) <= len(text) <= (len(text) if high is None else high)
+            if fits and (pattern is None or re.search(pattern, text)):
+                return text
         case _:
             raise TypeError(f"no query parameter can be a {kind}")
+    raise BadRequest(f"{name}: {allowed(kind)}")
 
 
 def parse_instant(name: str, text: str) -> datetime:
@@ -259,33 +251,11 @@ async def parse_body(shape: type[T], most: int = BODY_MAX) -> T:
     check_json_type()
     body = await request.get_data(as_text=False)
     try:
-        return msgspec.convert(_whole(strict_json.loads(body, most)), shape)
+        return fit(whole_numbers(strict_json.loads(body, most)), shape)
     except strict_json.JsonRefused as error:
         raise BadRequest(f"the body is not acceptable JSON: {error}") from None
-    except msgspec.ValidationError as error:
-        raise WrongType(_told(error)) from None
-
-
-def _whole(value: Any) -> Any:
-    """Of what was read: 3.0 is a whole number in JSON."""
-    match value:
-        case float() if value.is_integer() and abs(value) <= 2**53:
-            return int(value)
-        case list():
-            return [_whole(one) for one in value]
-        case dict():
-            return {name: _whole(one) for name, one in value.items()}
-    return value
-
-
-def _told(error: msgspec.ValidationError) -> str:
-    """msgspec's sentence with the field first: `label: expected str, got int`."""
-    sentence, _, path = str(error).replace("`", "").partition(" - at ")
-    sentence = sentence[:200]  # it may quote the name of an unknown field
-    if sentence.startswith("Expected str matching regex"):
-        sentence = "Not in the form that is wanted"
-    field = path.removeprefix("$.").removeprefix("$")
-    return f"{field}: {sentence[0].lower()}{sentence[1:]}" if field else sentence
+    except Misfit as misfit:
+        raise WrongType(f"{misfit.key or 'the body'}: {misfit.problem}") from None
 
 
 # what goes out

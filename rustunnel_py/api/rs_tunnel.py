@@ -208,9 +208,9 @@ def blueprint(parts: RsTunnel, accounts: Accounts, doorkeeper: Doorkeeper) -> Bl
     async def metrics(id_or_host: str) -> Response:
         first, last = shapes.parse_instant("from"), shapes.parse_instant("to")
         if first is None or last is None:
-            raise Invalid("from" if first is None else "to", "Required.")
+            raise Invalid("from" if first is None else "to", "is missing")
         if first > last:
-            raise Invalid("from", "It is after `to`.")
+            raise Invalid("from", "is after `to`")
         tunnel_id = await leases.any_id(_caller(), id_or_host)
         return answer([shapes.show_point(point) for point in await telemetry.points(tunnel_id, first, last)])
 

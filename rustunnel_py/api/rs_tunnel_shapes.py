@@ -15,13 +15,13 @@ from rustunnel_py.errors import Denied
 from rustunnel_py.model.lease import HEARTBEAT_SECONDS, LEASE_SECONDS
 from rustunnel_py.model.telemetry import BLANKS, METHOD_MAX, PATH_MAX, REGION_MAX, Metrics, RequestEvent
 from rustunnel_py.wire import agent_token, strict_json
+from rustunnel_py.wire.misfit import Misfit, fit, whole_numbers
 
 if TYPE_CHECKING:
     from rustunnel_py.hub.leases import NewLease
     from rustunnel_py.hub.logins import NewPair
     from rustunnel_py.model.lease import Listed, Term
     from rustunnel_py.model.telemetry import LoggedRequest, MetricsPoint, Snapshot
-    from rustunnel_py.wire.strict_json import JsonValue
 
 BODY_MAX = 64 * 1024
 INGEST_MAX = 1024 * 1024  # 200 events whose paths are all escapes have 700 KiB
@@ -40,6 +40,7 @@ Milliseconds = Annotated[float, Meta(ge=0)]
 Email = Annotated[
     str,
     Meta(
+        description="An address such as me@example.com.",
         max_length=254,
         pattern=r"\A(?!\.)(?!.*\.\.)[A-Za-z0-9_'+.-]*[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9-]*\.)+[A-Za-z]{2,}\Z",
     ),
@@ -48,7 +49,11 @@ Email = Annotated[
 _PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 Callback = Annotated[
     str,
-    Meta(max_length=512, pattern=rf"\A" rf"http://(127\.0\.0\.1|localhost|\[::1\]):{_PORT}([/?][!$-~]*)?" r"\Z"),
+    Meta(
+        description="A URL such as http://127.0.0.1:5000/path: on loopback, with a port.",
+        max_length=512,
+        pattern=rf"\A" rf"http://(127\.0\.0\.1|localhost|\[::1\]):{_PORT}([/?][!$-~]*)?" r"\Z",
+    ),
 ]
 Hidden = Annotated[str, Meta(min_length=10, max_length=512)]
 
@@ -57,7 +62,7 @@ class Invalid(Denied):
     """Input that does not have the shape; `field` is its path, empty where it is all of it."""
 
     def __init__(self, field: str, problem: str, status: int = 400) -> None:
-        super().__init__("The request is not valid.")
+        super().__init__(f"{field}: {problem}" if field else problem)
         self.field = field
         self.problem = problem
         self.status = status
@@ -256,35 +261,17 @@ async def parse_body(shape: type[T], most: int = BODY_MAX) -> T:
     if len(declared) != 1 or not _JSON_TYPE.fullmatch(declared[0]):
         raise Invalid("", "The body must be application/json.", 415)
     try:
-        return msgspec.convert(_as_javascript(strict_json.loads(body, most)), shape)
+        return fit(whole_numbers(strict_json.loads(body, most)), shape)
     except strict_json.JsonRefused as error:
         raise Invalid("", f"The body is not acceptable JSON: {error}.") from None
-    except msgspec.ValidationError as error:
-        raise _invalid(error) from None
+    except Misfit as misfit:
+        raise Invalid(misfit.key, misfit.problem if misfit.key else f"the body: {misfit.problem}") from None
 
 
 async def parse_optional_body(shape: type[T]) -> T | None:
     """The same where there may be none at all, whatever the headers declare."""
     body = await request.get_data(as_text=False)
     return await parse_body(shape) if body.strip() else None
-
-
-def _as_javascript(value: JsonValue) -> JsonValue:
-    """Numbers without a fraction are integers, however they are written."""
-    if isinstance(value, dict):
-        return {key: _as_javascript(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_javascript(item) for item in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) <= COUNT_MAX:
-        return int(value)
-    return value
-
-
-def _invalid(error: msgspec.ValidationError) -> Invalid:
-    sentence, _, path = str(error).replace("`", "").partition(" - at ")
-    if "matching regex" in sentence:
-        sentence = "It does not have the form that is wanted."
-    return Invalid(path.removeprefix("$.").removeprefix("$"), sentence[:200])
 
 
 def parse_flag(name: str) -> bool:
@@ -308,7 +295,7 @@ def parse_instant(name: str) -> datetime | None:
         return None
     found = read_date(text[:100])
     if found is None:
-        raise Invalid(name, "A date is wanted, such as 2026-03-05T10:30:00.000Z.")
+        raise Invalid(name, "a date such as 2026-03-05T10:30:00.000Z")
     return found
 
 

@@ -233,6 +233,7 @@ def add_routes(
 
     @api.add("DELETE", "/tunnels/{tunnel_id}", "Close a tunnel", gives={204: NOTHING}, errors=(403, 404))
     async def close_tunnel(tunnel_id: str) -> Response:
+        """By force: whoever visits it is cut off, and its address is free."""
         asking = actor()
         try:
             sessions.close_visible(asking.caller, parse_id(tunnel_id), asking.peer)

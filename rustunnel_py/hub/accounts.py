@@ -201,7 +201,7 @@ class Accounts:
 
         `reads`, with role READ: it acts for the user of the token with this id, or of the admin token (READS_ADMIN),
         and so sees what that one sees. It outlives that token: its end is its own, and so is what it may see of the
-        past. Raises BadRequest for a value that cannot be used, NotFound, Unavailable(limit, unsupported), StoreError.
+        past. Raises BadRequest for a value that cannot be used, NotFound, Unavailable(limit), StoreError.
         """
         if not re.search(NOT_BLANK, label) or len(label) > LABEL_MAX:
             raise BadRequest(f"label: 1 to {LABEL_MAX} characters, and not only blanks")
@@ -216,7 +216,7 @@ class Accounts:
         if expires_at is not None:
             expires_at = _in_utc(expires_at)
         if reads is not None and role is not Role.READ:
-            raise Unavailable("unsupported", "reads: goes with the role read")
+            raise BadRequest("reads: goes with the role read")
         owner = str(uuid.uuid4()) if reads is None else self._user_of(reads)
         if len(self._tokens) >= TOKENS_MAX:
             raise Unavailable("limit", f"there are {TOKENS_MAX} tokens; delete some first")

@@ -54,12 +54,17 @@ class _Lengths:
     comes. The library below looks at what has arrived only, and would wait for 2^63-1 bytes.
     """
 
-    __slots__ = ("_head", "_left", "_upgrade")
+    __slots__ = ("_head", "_left", "_upgrade", "behind_head")
 
     def __init__(self) -> None:
+        self.behind_head = 0  # bytes of the latest data that came behind the HTTP head
         self._upgrade = bytearray()  # the end of an HTTP head of which the blank line has not come
         self._head = bytearray()  # of the present frame
         self._left: int | None = None  # payload of the present frame; None: still in the HTTP head
+
+    @property
+    def in_head(self) -> bool:
+        return self._left is None
 
     def too_long(self, data: Buffer) -> bool:
         """Whether a frame in or begun by `data`, the next bytes of the connection, announces too much."""
@@ -71,6 +76,7 @@ class _Lengths:
                 del self._upgrade[:-3]
                 return False
             data = bytes(self._upgrade[end + 4 :])
+            self.behind_head = len(data)
             self._upgrade.clear()
             self._left = 0
         while at < len(data):
@@ -98,26 +104,49 @@ class _Lengths:
 
 
 class _ControlStream(trio.abc.Stream):
-    """What trio-websocket sees: no close frame leaves through it, and a flood is slowed down."""
+    """What trio-websocket sees: no close frame leaves through it, and a flood is slowed down.
 
-    def __init__(self, stream: ConnectionStream) -> None:
+    `answers`: it is the upgraded end. What comes behind the request's head is then held back until the 101 has left:
+    the library loses what reaches it before.
+    """
+
+    def __init__(self, stream: ConnectionStream, *, answers: bool) -> None:
         self.below = stream
         self.close_frames = False
         self.upgraded = False
         self._paid_until = trio.current_time()
         self._lengths = _Lengths()
+        self._answered = trio.Event()
+        self._behind_head = b""
+        if not answers:
+            self._answered.set()
 
     async def send_all(self, data: Buffer) -> None:
         # The library writes one event at a time: the first byte tells a close frame (FIN, opcode 8).
         if self.upgraded and not self.close_frames and len(data) and data[0] == 0x88:
             self.below.drop()
             raise trio.ClosedResourceError("no close frame on this control socket")
-        await self.below.send_all(data)
+        try:
+            await self.below.send_all(data)
+        finally:
+            self._answered.set()  # whatever the answer was
 
     async def wait_send_all_might_not_block(self) -> None:
         await self.below.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._lengths.in_head:
+            data = await self._receive(max_bytes)
+            if self._answered.is_set():
+                return data
+            size = len(data) - self._lengths.behind_head
+            self._behind_head = data[size:]
+            return data[:size]
+        await self._answered.wait()
+        data, self._behind_head = self._behind_head, b""
+        return data or await self._receive(max_bytes)
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
         data = await self.below.receive_some(CONTROL_READ if max_bytes is None else min(max_bytes, CONTROL_READ))
         if self._lengths.too_long(data):
             self.below.drop()
@@ -215,7 +244,7 @@ async def serve_control(
 
     Raises ControlEnded where the peer leaves before the 101 is out.
     """
-    below = _ControlStream(stream)
+    below = _ControlStream(stream, answers=True)
     async with _control_tasks(below) as guarded:
         socket: trio_websocket.WebSocketConnection | None = None
         with guarded.handshake:
@@ -243,7 +272,7 @@ async def open_control(
 
     Raises UpgradeRefused, or ControlEnded where the connection ends first. A deadline is the caller's.
     """
-    below = _ControlStream(stream)
+    below = _ControlStream(stream, answers=False)
     below.close_frames = True
     async with _control_tasks(below) as guarded:
         socket: trio_websocket.WebSocketConnection | None = None

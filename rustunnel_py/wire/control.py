@@ -5,19 +5,19 @@ read the frame; a field that the original always writes is written, `null` inclu
 `null` are the same, and unknown fields are ignored. Fields marked "ours" are the additive ones between our own
 agent and server (design.md, decision 2); a stock peer neither sends nor minds them.
 
-What cannot be taken is told apart by exception: `NotJson`, `UnknownType`, `BadFrame`. Which of them ends a session,
-and when, is not decided here.
+What cannot be taken is told apart by exception: `NotJson`, `UnknownType`, `BadFrame` and, of these, `BadFields`.
+Which of them ends a session, and when, is not decided here.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from rustunnel_py.errors import ControlError
 from rustunnel_py.wire import strict_json
+from rustunnel_py.wire.misfit import Misfit, fit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +42,7 @@ TunnelProtocol: TypeAlias = Literal["http", "https", "tcp", "udp", "p2p"]
 U16: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**16 - 1)]
 U32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 U64: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]  # msgspec compares in 64 bits with sign
+U64_MAX = 2**64 - 1
 
 
 class NotJson(ControlError):
@@ -60,10 +61,10 @@ class UnknownType(ControlError):
 
 
 class BadFrame(ControlError):
-    """A frame of a known type with wrong fields, of the other direction, or no frame at all.
+    """No frame at all, one of the other direction, or one with wrong fields.
 
     `type` is its type ("" where there is none), `field` the path of the wrong field as in `health_check.kind`,
-    `request_id` what an error answer has to carry, where the frame had one.
+    `reason` what it may be, `request_id` what an error answer has to carry, where the frame had one.
     """
 
     def __init__(self, type_name: str, field: str, reason: str, request_id: str | None = None) -> None:
@@ -72,6 +73,10 @@ class BadFrame(ControlError):
         self.field = field
         self.reason = reason
         self.request_id = request_id
+
+
+class BadFields(BadFrame):
+    """A frame that this side could take, with a field that is missing or cannot be used."""
 
 
 class _Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", kw_only=True):
@@ -94,14 +99,22 @@ def _written(default: Callable[[], _Default]) -> Any:
 # either way
 
 
-class Ping(_Frame, frozen=True, kw_only=True, tag="ping"):
-    """`timestamp`: milliseconds since the Unix epoch, only ever echoed."""
+class _Beat(_Frame, frozen=True, kw_only=True):
+    """`timestamp`: milliseconds since the Unix epoch, 64 bits without sign; only ever echoed."""
 
-    timestamp: U64
+    timestamp: Annotated[int, msgspec.Meta(ge=0)]
+
+    def __post_init__(self) -> None:
+        if self.timestamp > U64_MAX:  # said as msgspec says it, which has no such bound beyond 63 bits
+            raise ValueError(f"Expected `int` <= {U64_MAX} - at `$.timestamp`")
 
 
-class Pong(_Frame, frozen=True, kw_only=True, tag="pong"):
-    timestamp: U64
+class Ping(_Beat, frozen=True, kw_only=True, tag="ping"):
+    """Are you there?"""
+
+
+class Pong(_Beat, frozen=True, kw_only=True, tag="pong"):
+    """The same timestamp as in the ping."""
 
 
 # agent to server
@@ -372,10 +385,9 @@ def _decode(
             raise BadFrame(name, "type", "a frame of the other direction", asked)
         raise UnknownType(name)
     try:
-        return msgspec.convert(_without_nulls(value), shape)
-    except msgspec.ValidationError as error:
-        field, reason = _blame(str(error))
-        raise BadFrame(name, field, reason, asked) from error
+        return fit(_without_nulls(value), shape)
+    except Misfit as misfit:
+        raise BadFields(name, misfit.key, misfit.problem, asked) from misfit
 
 
 def _without_nulls(members: dict[str, strict_json.JsonValue]) -> dict[str, strict_json.JsonValue]:
@@ -385,19 +397,3 @@ def _without_nulls(members: dict[str, strict_json.JsonValue]) -> dict[str, stric
         for key, item in members.items()
         if item is not None
     }
-
-
-_PATH = re.compile(r"^(?P<reason>.*?)(?: - at `\$\.?(?P<path>[^`]*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"^Object missing required field `(?P<name>[a-z0-9_]+)`$")
-_QUOTED = re.compile(r" ['\"].*$", re.DOTALL)
-
-
-def _blame(message: str) -> tuple[str, str]:
-    """Path of the wrong field, and why, out of a message of msgspec's; without the value, which is the peer's."""
-    match = _PATH.match(message)
-    path, reason = (match["path"] or "", match["reason"]) if match else ("", message)
-    missing = _MISSING.match(reason)
-    if missing is not None:
-        path = f"{path}.{missing['name']}" if path else missing["name"]
-        return path, "missing"
-    return path, _QUOTED.sub("", reason)

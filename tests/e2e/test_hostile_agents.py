@@ -133,7 +133,8 @@ async def registers_and_unregisters_again_and_again(whole: WholeServer) -> None:
 async def malformed_frame(whole: WholeServer) -> None:
     async with whole.serving(1) as agent:
         agent._reconnect_data = False
-        await agent._say(type="ping", timestamp="a text where a number belongs")
+        await agent._say(type="ping", timestamp="a text where a number belongs")  # ignored
+        await agent._say(type="auth_ok", session_id="x", server_version="0.7.0")
         await agent.ended.wait()
 
 

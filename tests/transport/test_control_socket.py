@@ -66,12 +66,15 @@ class Agent:
 
 
 @asynccontextmanager
-async def served(pump_kind: Kind, kind: str = "tcp") -> AsyncIterator[tuple[Agent, ControlSocket]]:
+async def served(
+    pump_kind: Kind, kind: str = "tcp", came: bytes = REQUEST
+) -> AsyncIterator[tuple[Agent, ControlSocket]]:
+    """`came`: all that was read when the request's head was whole."""
     async with open_pump(pump_kind) as pump:
         one, other = pair(kind, pump)
         agent = Agent(one)
-        stream = ConnectionStream(other, REQUEST)
-        other._uncredited += len(REQUEST)
+        stream = ConnectionStream(other, came)
+        other._uncredited += len(came)
         async with serve_control(stream) as control:
             await agent.upgraded()
             yield agent, control
@@ -98,6 +101,47 @@ async def test_messages_both_ways_and_text_is_ignored(pump_kind: Kind, kind: str
         await control.send(b"answer")
         await agent.ear.wait(lambda: agent.ear.received.endswith(b"answer"))
         assert agent.ear.received == b"\x8a\x04ping\x82\x06answer"
+
+
+@both_pumps
+@pytest.mark.parametrize("padding", [0, 4096 - len(REQUEST) - 10, 6000], ids=["whole", "cut", "behind"])
+async def test_frames_that_came_with_the_upgrade_request_are_read(pump_kind: Kind, padding: int) -> None:
+    """W15: a client that knows the answer need not wait for it. The head may end anywhere in what is read at once."""
+    request = REQUEST[:-2] + b"X-Padding: " + b"p" * padding + b"\r\n\r\n" if padding else REQUEST
+    came = request + frame(2, b"one") + frame(2, b"two") + frame(2, b"three")[:4]
+    with trio.fail_after(5):
+        async with served(pump_kind, came=came) as (agent, control):
+            assert await control.receive() == b"one"
+            assert await control.receive() == b"two"
+            agent.says(frame(2, b"three")[4:], frame(2, b"four"))
+            assert await control.receive() == b"three"
+            assert await control.receive() == b"four"
+
+
+@both_pumps
+async def test_frames_that_came_with_the_upgrades_answer_are_read(pump_kind: Kind) -> None:
+    async with open_pump(pump_kind) as pump, trio.open_nursery() as nursery:
+        one, other = pair("tcp", pump)
+        server = Agent(other)
+
+        async def answer() -> None:
+            await server.ear.wait(lambda: b"\r\n\r\n" in server.ear.received)
+            key = bytes(server.ear.received).partition(b"Sec-WebSocket-Key: ")[2].partition(b"\r\n")[0]
+            head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            server.says(head + b"Sec-WebSocket-Accept: " + websocket_accept(key) + b"\r\n\r\n\x82\x03one")
+
+        nursery.start_soon(answer)
+        async with open_control(ConnectionStream(one), "localhost", "/_control") as control:
+            assert await control.receive() == b"one"
+            control.drop()
+
+
+@both_pumps
+async def test_an_end_right_behind_the_upgrade_request_is_heard(pump_kind: Kind) -> None:
+    with trio.fail_after(5):
+        async with served(pump_kind, came=REQUEST + frame(2, b"one") + frame(8)) as (_, control):
+            assert await control.receive() == b"one"
+            assert (await receive_end(control)).clean
 
 
 @both_pumps

@@ -53,7 +53,7 @@ def test_what_the_scripted_client_probed_is_told_apart() -> None:
         seen[verdict] = seen.get(verdict, 0) + 1
     assert seen["NotJson"] == 2
     assert seen["UnknownType"] == 2
-    assert seen["BadFrame"] == 2  # no client_version; protocol "gopher"
+    assert seen["BadFields"] == 2  # no client_version; protocol "gopher"
     assert seen["DataStreamOpen"] == seen["TunnelHealthy"] == 1
     assert (seen["RegisterTunnel"], seen["UnregisterTunnel"]) == (30, 3)
 
