@@ -418,8 +418,6 @@ class LinkExchange:
         if self._phase == _CHUNKS:
             self._left += len(data)
             self._sink.data(data)
-            if self._phase != _CHUNKS and self._reader is not None:
-                self._reader.stop()
 
     def _upgrade(self, reply: ReplyHead, rest: memoryview) -> None:
         """A 101: from here on the stream is a pipe of the edge's."""
@@ -446,6 +444,9 @@ class LinkExchange:
         self._local = None
         self._body = None
         self._partial = None
+        reader, self._reader = self._reader, None  # which knows us: left so, only the collector frees both
+        if reader is not None:
+            reader.stop()
 
     def _complete(self, trailers: Headers) -> None:
         reply = self._reply

@@ -344,8 +344,9 @@ class Incoming:
         if not self.over:
             self.over = True
             self._serving.left(self)
-            if self._dial is not None:
-                self._dial.cancel()
+            dial, self._dial = self._dial, None  # which knows us: left so, only the collector frees both
+            if dial is not None:
+                dial.cancel()
 
     def _fail(self, served: Served, why: str) -> None:
         if not self.over:

@@ -640,9 +640,10 @@ class Visitor:
         self._served = True
         last = turn.close or self.ends_soon
         self._close_turn(turn)
+        exchange, turn.exchange = turn.exchange, None  # each knows the other: left so, only the collector frees them
         if not turn.uploaded:
-            if turn.exchange is not None:
-                turn.exchange.reset()  # its request never becomes complete
+            if exchange is not None:
+                exchange.reset()  # its request never becomes complete
             self._finish(linger=True)
         elif last:
             self._finish()

@@ -3,10 +3,12 @@
 * Once something was posted for a tunnel, that counts, as posted. Else, once it has carried its first visit, what
   the server measures: totals since the tunnel was made, durations from a request's head to the last byte of its reply.
 * History has one point each POINT_SECONDS and tunnel. The request log is what was posted; of a tunnel whose agent
-  posts nothing, the visits since its first one came, as an upload that the server makes to itself: once a second, and
-  when somebody asks, the new ones get one instant, the cursor of whoever asks for more. They are written once it is
-  clear that nobody posts (POST_SECONDS), at most ROWS_PER_SECOND; what is more than that is dropped and counted.
-* A visit costs one call and two appends; everything else is done when somebody asks, or once a second.
+  posts nothing, the visits since its first one came, as an upload that the server makes to itself: when they are
+  written, and when somebody asks, the new ones get one instant, the cursor of whoever asks for more. They are written
+  once a second from when it is clear that nobody posts (POST_SECONDS), at most ROWS_PER_SECOND; what is more than that
+  is dropped and counted.
+* A visit costs one call and two appends; everything else is done when somebody asks, or once a second, with a turn for
+  others after each millisecond or so.
 
 Instants are whole milliseconds, as they are shown: who sends one back as a cursor must not get the same rows again.
 """
@@ -50,6 +52,8 @@ PRUNE_SECONDS = 600.0
 REQUESTS_KEPT = timedelta(hours=24)
 POINTS_KEPT = timedelta(days=7)
 LATE_SECONDS = 2.0  # visits that end with their tunnel end a moment later
+POINTS_AT_LEAST = 16  # in one second; of many tunnels a fifth, so that those that came together are soon spread
+LOGS_A_TURN = 100  # of which each has few rows
 POST_SECONDS = 10.0  # the CLI's first upload comes 2 s after its agent
 MEASURED_EVENTS_MAX = 500  # of one tunnel in memory, and in one second; as many as the inspector keeps
 UPLOAD_EVENTS = 200  # that get one instant: as many as the CLI sends at a time, and as a page of the log has
@@ -127,7 +131,7 @@ class Telemetry:
         posted = self._posted.pop(tunnel_id, None)
         measured = self._measured.pop(tunnel_id, None)
         if measured is not None and posted is None:
-            self._store(tunnel_id, measured.collect(), MEASURED_EVENTS_MAX)
+            self._store(tunnel_id, measured, MEASURED_EVENTS_MAX)
 
     # what is asked
 
@@ -168,49 +172,65 @@ class Telemetry:
         """Take points of what is measured here, write, prune, and forget tunnels that ended."""
         try:
             while True:
-                self._look_around()
+                await self._look_around()
                 await self.flush()
                 await self._prune()
                 await trio.sleep(WRITE_SECONDS)
         finally:
             for tunnel_id, measured in self._measured.items():
                 if tunnel_id not in self._posted and measured.is_unposted:
-                    self._store(tunnel_id, measured.collect(), MEASURED_EVENTS_MAX)
+                    self._store(tunnel_id, measured, MEASURED_EVENTS_MAX)
             await self.flush()
 
-    def _look_around(self) -> None:
-        rows: dict[str, Measured] = {}
-        for tunnel_id in list(self._measured.keys() | self._posted.keys()):
+    async def _look_around(self) -> None:
+        """Points that are due, and what is to be written of logs."""
+        logs: dict[str, Measured] = {}
+        known = list(self._measured.keys() | self._posted.keys())
+        points_left = max(POINTS_AT_LEAST, len(known) * 2 // int(POINT_SECONDS))
+        for tunnel_id in known:
             tunnel = self._registry.get(tunnel_id)
             if tunnel is None:
                 self.forget(tunnel_id)
                 if self._clock() - self._ended[tunnel_id] >= LATE_SECONDS:
                     self._drop(tunnel_id)
             elif tunnel_id not in self._posted:
-                snapshot = self._snapshot(tunnel_id)
-                if snapshot is not None and tunnel.links:  # a frozen one would be the same point again
-                    self._take_point(snapshot)
-                measured = self._measured[tunnel_id]
-                if measured.collect() and measured.is_unposted:
-                    rows[tunnel_id] = measured
-        for tunnel_id, measured in rows.items():
-            self._store(tunnel_id, measured.collect(), max(1, ROWS_PER_SECOND // len(rows)))
+                measured = self._measured.get(tunnel_id)
+                if measured is None:
+                    continue
+                if not tunnel.links:
+                    measured.snapshot(self._region)  # it stays as it is now; a point would be the same again
+                elif points_left and self._is_due(tunnel_id):
+                    snapshot = measured.snapshot(self._region)
+                    if snapshot is not None:
+                        points_left -= 1
+                        self._take_point(snapshot)
+                        await trio.lowlevel.checkpoint()
+                if measured.has_log and measured.is_unposted:
+                    logs[tunnel_id] = measured
+        for number, (tunnel_id, measured) in enumerate(logs.items()):
+            if tunnel_id not in self._posted:
+                self._store(tunnel_id, measured, max(1, ROWS_PER_SECOND // len(logs)))
+            if number % LOGS_A_TURN == LOGS_A_TURN - 1:
+                await trio.lowlevel.checkpoint()
 
-    def _store(self, tunnel_id: str, logged: deque[LoggedRequest], most: int) -> None:
+    def _store(self, tunnel_id: str, measured: Measured, most: int) -> None:
         """The newest `most` of a measured log are to be written."""
-        excess = max(0, len(logged) - most)
-        self.dropped += excess
-        for number, one in enumerate(logged):
-            if number >= excess and self._has_room():
+        self.dropped += measured.trim(most)
+        logged = measured.collect()
+        for one in logged:
+            if self._has_room():
                 self._pending.requests.append((tunnel_id, one))
         logged.clear()
 
+    def _is_due(self, tunnel_id: str) -> bool:
+        """Its next point."""
+        last = self._points.get(tunnel_id)
+        return last is None or self._clock() - last >= POINT_SECONDS
+
     def _take_point(self, snapshot: Snapshot) -> None:
-        now = self._clock()
-        last = self._points.get(snapshot.tunnel_id)
-        if (last is not None and now - last < POINT_SECONDS) or not self._has_room():
+        if not self._is_due(snapshot.tunnel_id) or not self._has_room():
             return
-        self._points[snapshot.tunnel_id] = now
+        self._points[snapshot.tunnel_id] = self._clock()
         metrics = snapshot.metrics
         point = MetricsPoint(
             snapshot.received_at,
@@ -290,7 +310,7 @@ class Measured:
         self._events: deque[tuple[float, bytes, bytes, int, float, int, bool]] = deque(maxlen=MEASURED_EVENTS_MAX)
         self._log: deque[LoggedRequest] = deque(maxlen=MEASURED_EVENTS_MAX)  # with their instant, not written yet
         self.instant: datetime | None = None  # of the newest in the log, ever
-        self._frozen: Snapshot | None = None  # the last one while an agent was there
+        self._frozen: Snapshot | None = None  # as it was when the agent left, until it is back
         self._unfinished = 0  # errors that the tally does not count as such: by their status they are none
         self._passed = tunnel.tally.bytes_out  # when the last visit had ended
         self._body_bytes = 0  # of replies; what passed after an upgrade is none
@@ -317,9 +337,13 @@ class Measured:
         tunnel = self._tunnel
         if not tunnel.requests:
             return None
-        if not tunnel.links and self._frozen is not None:
+        if tunnel.links:
+            self._frozen = None
+        elif self._frozen is not None:
             return self._frozen
-        rt1, rt5, p50, p90 = self._samples.read(self._clock())
+        now = self._clock()
+        at = now if tunnel.links.away_since is None else min(now, tunnel.links.away_since)
+        rt1, rt5, p50, p90 = self._samples.read(at)
         tally = tunnel.tally
         ended = sum(tally.statuses)
         metrics = Metrics(
@@ -333,8 +357,10 @@ class Measured:
             errors=tally.statuses[0] + sum(tally.statuses[5:]) + self._unfinished,
             bytes=self._body_bytes,
         )
-        self._frozen = Snapshot(tunnel.id, whole_ms(self._now()), region, metrics)
-        return self._frozen
+        snapshot = Snapshot(tunnel.id, whole_ms(self._now() - timedelta(seconds=now - at)), region, metrics)
+        if not tunnel.links:
+            self._frozen = snapshot
+        return snapshot
 
     # the log
 
@@ -347,6 +373,18 @@ class Measured:
         self._events.clear()
         self._log.clear()
         self._quiet_since = self._clock()
+
+    @property
+    def has_log(self) -> bool:
+        """Some visits are not written."""
+        return bool(self._log or self._events)
+
+    def trim(self, most: int) -> int:
+        """Leave the newest `most` of the log; gives how many were left out."""
+        excess = max(0, len(self._log) + len(self._events) - most)
+        for _ in range(excess):
+            (self._log or self._events).popleft()
+        return excess
 
     def collect(self) -> deque[LoggedRequest]:
         """The log as far as it is not written; visits that ended since the last call get their instant."""

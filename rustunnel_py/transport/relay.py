@@ -62,7 +62,7 @@ class _Side:
     def room(self) -> None:
         other = self.other
         unpaid, other.unpaid = other.unpaid, 0
-        if unpaid and not self.relay.over:
+        if unpaid:
             other.pipe.credit(unpaid)
 
     def eof(self) -> None:
@@ -83,48 +83,61 @@ class _Side:
 class Relay:
     """Two joined pipes; `forth` counts bytes from a to b, `back` from b to a."""
 
-    __slots__ = ("_a", "_b", "_on_end", "over", "tap")
+    __slots__ = ("_back", "_forth", "_on_end", "_sides", "tap")
 
     def __init__(self, a: Pipe, b: Pipe, on_end: Callable[[RelayEnd], None] | None, tap: Tap | None) -> None:
-        self.over = False
         self.tap = tap
         self._on_end = on_end
-        self._a = _Side(self, a, forth=True)
-        self._b = _Side(self, b, forth=False)
-        self._a.other = self._b
-        self._b.other = self._a
-        a.sink = self._a
-        b.sink = self._b
+        self._forth = self._back = 0  # once it is over
+        forth = _Side(self, a, forth=True)
+        back = _Side(self, b, forth=False)
+        forth.other = back
+        back.other = forth
+        self._sides: tuple[_Side, _Side] | None = (forth, back)
+        a.sink = forth
+        b.sink = back
 
     def __repr__(self) -> str:
         return f"<relay {'over' if self.over else 'open'}: {self.forth} forth, {self.back} back>"
 
     @property
+    def over(self) -> bool:
+        return self._sides is None
+
+    @property
     def forth(self) -> int:
-        return self._a.count
+        return self._forth if self._sides is None else self._sides[0].count
 
     @property
     def back(self) -> int:
-        return self._b.count
+        return self._back if self._sides is None else self._sides[1].count
 
     def reset(self) -> None:
         """End both sides at once; `on_end` is not called."""
-        if not self.over:
-            self.over = True
+        if self._sides is not None:
             self._on_end = None
-            self._a.pipe.reset()
-            self._b.pipe.reset()
+            for side in self._sides:
+                side.pipe.reset()
+            self._part(*self._sides)
+
+    def _part(self, forth: _Side, back: _Side) -> None:
+        """Nothing is heard of the pipes any more: they flush what they have, or were reset.
+
+        The sides, which know each other and this, are let go; left so, only the collector would free all of it.
+        """
+        self._forth, self._back = forth.count, back.count
+        self._sides = None
+        for side in (forth, back):
+            side.pipe.sink = SILENT
+            del side.other
 
     def _end(self, error: LinkLost | None, *, by_a: bool) -> None:
-        if self.over:
+        if self._sides is None:
             return
-        self.over = True
-        if error is not None:
-            # The other side was reset and says nothing more; a pipe that is no connection may still hold us.
-            self._a.pipe.sink = self._b.pipe.sink = SILENT
+        self._part(*self._sides)
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
-            on_end(RelayEnd(self._a.count, self._b.count, error, by_a))
+            on_end(RelayEnd(self._forth, self._back, error, by_a))
 
 
 def join(a: Pipe, b: Pipe, *, on_end: Callable[[RelayEnd], None] | None = None, tap: Tap | None = None) -> Relay:
