@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
@@ -104,9 +105,12 @@ class CaptureWriter:
         rings = self._rings.by_tunnel.values()
         ended = [ring for ring in rings if self._registry.get(ring.tunnel_id) is None]
         live = [ring for ring in rings if self._registry.get(ring.tunnel_id) is not None]
-        await self.store(_shared_evenly(live, self._rows_per_second))
+        taken, settled = _shared_evenly(live, self._rows_per_second)
+        if await self.store(taken):
+            for ring, number in settled.items():
+                ring.settled = number
         for ring in ended:
-            if not self._rows_per_second or (await self.store(_waiting(ring)) and not _waiting(ring)):
+            if not self._rows_per_second or (await self.store(list(ring.waiting())) and not any(ring.waiting())):
                 self._rings.let_go(ring)
 
     async def flush(self) -> None:
@@ -114,7 +118,7 @@ class CaptureWriter:
         if not self._rows_per_second:
             return
         for ring in list(self._rings.by_tunnel.values()):
-            await self.store(_waiting(ring))
+            await self.store(list(ring.waiting()))
 
     async def prune(self) -> None:
         """Some steps towards what may be kept. Age is looked at now and then: that reads rows, the rest only counts."""
@@ -179,15 +183,23 @@ class CaptureWriter:
         )
 
 
-def _waiting(ring: TunnelRing) -> list[Recording]:
-    return [recording for recording in reversed(ring) if not recording.stored]
-
-
-def _shared_evenly(rings: Sequence[TunnelRing], rows: int) -> list[Recording]:
-    """The newest that wait, as many of each ring as of any other, where it has so many."""
-    waiting = sorted((_waiting(ring) for ring in rings), key=len)
+def _shared_evenly(rings: Sequence[TunnelRing], rows: int) -> tuple[list[Recording], dict[TunnelRing, int]]:
+    """The newest that wait, as many of each ring as of any other, where it has so many; and the rings that then have
+    nothing left, by the number of their newest.
+    """
     taken: list[Recording] = []
-    for index, some in enumerate(waiting):
-        share = (rows - len(taken)) // (len(waiting) - index)
-        taken += some[:share]
-    return taken
+    settled: dict[TunnelRing, int] = {}
+    sources = [(ring, ring.waiting()) for ring in rings]
+    while sources and len(taken) < rows:
+        share = max(1, (rows - len(taken)) // len(sources))
+        more = []
+        for ring, source in sources:
+            wanted = min(share, rows - len(taken))
+            some = list(islice(source, wanted))
+            taken += some
+            if len(some) == wanted:
+                more.append((ring, source))
+            elif ring:
+                settled[ring] = ring.newest.seq
+        sources = more
+    return taken, settled

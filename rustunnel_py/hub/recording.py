@@ -65,6 +65,7 @@ class TunnelRing(Ring["Recording"]):
         "owner",
         "redactor",
         "relist",
+        "settled",
         "tunnel_id",
         "viewers",
     )
@@ -93,7 +94,16 @@ class TunnelRing(Ring["Recording"]):
         self.redactor = redactor
         self.viewers: list[Viewer] = []
         self._connections: dict[tuple[int, str, int], str] = {}
+        self.settled = 0  # up to this number everything in here is stored
         self.is_listed = True  # False: its tunnel ended and it was emptied; the next recording brings it back
+
+    def waiting(self) -> Iterator[Recording]:
+        """What is not stored yet, newest first."""
+        for recording in reversed(self):
+            if recording.seq <= self.settled:
+                return
+            if not recording.stored:
+                yield recording
 
     def connection_id(self, address: int, visitor: Peer) -> str:
         """The same for all exchanges of one connection."""

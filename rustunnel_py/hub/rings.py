@@ -110,7 +110,7 @@ class Rings:
     @property
     def waiting(self) -> int:
         """Not stored yet; costs a look at each."""
-        return sum(1 for ring in self.by_tunnel.values() for recording in ring if not recording.stored)
+        return sum(1 for ring in self.by_tunnel.values() for _ in ring.waiting())
 
     @property
     def overwritten(self) -> int:

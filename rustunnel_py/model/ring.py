@@ -72,6 +72,11 @@ class Ring(Generic[T]):
     def __reversed__(self) -> Iterator[T]:
         return reversed(self._items)
 
+    @property
+    def newest(self) -> T:
+        """Raises IndexError where it is empty."""
+        return self._items[-1]
+
     def append(self, item: T) -> None:
         """The hot path's part: one in, perhaps one out."""
         items = self._items

@@ -37,7 +37,7 @@ METHOD_MAX = 64
 # RFC 9112 §2.2: a CRLF after a body is an old habit, more than a few is a flood (H66).
 LEADING_EMPTY_LINES = 4
 # Of header blocks twice so many, of one to three KiB with what was made of them; longer ones come from few.
-REMEMBERED = 512
+REMEMBERED = 2048
 REMEMBERED_BYTES = 1024
 
 _REQUEST_LINE = re.compile(rb"([" + TCHAR + rb"]{1,64}+) (/[!\"$-~]*+) HTTP/1\.([01])\r\n")
