@@ -48,7 +48,7 @@ from rustunnel_py.hub.registry import Places, Registry
 from rustunnel_py.hub.retention import Retention
 from rustunnel_py.hub.sessions import Sessions
 from rustunnel_py.hub.telemetry import Telemetry
-from rustunnel_py.memory import give_large_blocks_back, spare_start_up
+from rustunnel_py.memory import collect_when_quiet, give_large_blocks_back, spare_start_up
 from rustunnel_py.model.networks import Networks
 from rustunnel_py.store.captures import Captures
 from rustunnel_py.store.folder import ApiAddress, DataFolder
@@ -555,6 +555,7 @@ async def _serve_until_signal(config: Config, folder: DataFolder, executable: st
         nursery.start_soon(_obey_signals, stopping, hangup, nursery.cancel_scope)
         ready: Ready = await nursery.start(run)
         spare_start_up()
+        nursery.start_soon(collect_when_quiet)
         terminal = sys.stdout is not None and sys.stdout.isatty()
         say = partial(logs.say, greeting(ready, executable, terminal=terminal))
         await trio.to_thread.run_sync(say, abandon_on_cancel=True)  # an output that nobody reads holds nothing up

@@ -5,10 +5,17 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
+import trio
+import trio.testing
 
 from rustunnel_py import memory
+from rustunnel_py.memory import DUE, LOOK_SECONDS, OVERDUE
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
 
 FREED = """
 import resource, sys
@@ -41,6 +48,44 @@ def test_what_start_up_made_is_left_out_of_collections() -> None:
         assert len(gc.get_objects()) < 1000
     finally:
         gc.unfreeze()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="the interpreter's collections are incremental")
+async def test_full_collections_wait_until_it_is_quiet(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens in each second: how much was made, and how busy the process was."""
+    seconds = [(DUE - 1, 0.0), (1, 0.5), (DUE, 0.9), (0, 0.05), (5, 0.0), (OVERDUE - 6, 0.9), (1, 1.0), (0, 0.0)]
+    collections, cpu, looked = 0, 0.0, 0
+    collected: list[int] = []
+
+    def middle() -> int:
+        return collections
+
+    async def pass_time() -> None:
+        nonlocal collections, cpu, looked
+        for made, busy in seconds:
+            collections += made
+            cpu += busy
+            looked += 1
+            await trio.sleep(LOOK_SECONDS)
+
+    monkeypatch.setattr(memory, "_middle_collections", middle)
+    monkeypatch.setattr("time.process_time", lambda: cpu)
+    monkeypatch.setattr("gc.collect", lambda: collected.append(looked))
+    before = gc.get_threshold()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(memory.collect_when_quiet)
+            await trio.testing.wait_all_tasks_blocked()
+            assert gc.get_threshold()[2] > 1_000_000
+            await trio.sleep(LOOK_SECONDS / 2)
+            await pass_time()
+            nursery.cancel_scope.cancel()
+    finally:
+        gc.unfreeze()
+    assert collected == [4, 7]
+    assert gc.get_threshold() == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
