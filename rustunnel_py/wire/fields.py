@@ -50,6 +50,7 @@ REPLY_LIMITS = HeadLimits(line=64 * 1024, total=64 * 1024, count=200)
 TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 VALUE = rb"\t\x20-\x7e\x80-\xff"
 
+VALUES = re.compile(rb"[" + VALUE + rb"]*+")
 TOKEN = re.compile(rb"[" + TCHAR + rb"]++")
 _BLOCK = re.compile(rb"(?:[" + TCHAR + rb"]++:[" + VALUE + rb"]*+\r\n)*\r\n")  # no possessive group: see body.py
 # Only ever run over what _BLOCK accepted.

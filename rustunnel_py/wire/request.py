@@ -17,6 +17,7 @@ from rustunnel_py.wire.fields import (
     TCHAR,
     TOKEN,
     UPGRADE_LINES,
+    VALUES,
     HeadLimits,
     find_illegal,
     framing_of,
@@ -39,6 +40,7 @@ LEADING_EMPTY_LINES = 4
 # Of header blocks twice so many, of one to three KiB with what was made of them; longer ones come from few.
 REMEMBERED = 2048
 REMEMBERED_BYTES = 1024
+VARIED_LINES = 2  # a cookie and a referrer; with more of them judging all costs the same
 
 _REQUEST_LINE = re.compile(rb"([" + TCHAR + rb"]{1,64}+) (/[!\"$-~]*+) HTTP/1\.([01])\r\n")
 _TARGET = re.compile(rb"[!\"$-~]++")
@@ -50,6 +52,7 @@ _JUDGED = HeadLimits(target=2**31, line=2**31, total=2**31, count=2**31)
 _WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 
 _DROP = Field.DROP
+_LF = 10
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})  # RFC 9110 §9.2.2
 # A gateway is no open relay (H36), and TRACE shows a browser its own cookies (H37).
 _REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
@@ -159,6 +162,55 @@ class RequestBlock:
         block.start = b" HTTP/1.1\r\nHost: %b\r\n%b" % (block.host_line, block.forward)
         return block
 
+    def varied(self, raw: bytes, limits: HeadLimits) -> RequestBlock | None:
+        """The block of `raw`, where it is this one but for the value of a line or two that pass unread, such as a
+        cookie; else None: it must be judged by itself.
+
+        On one connection most blocks that differ do so in this way, and only those lines are judged.
+        """
+        if self.delicate:
+            return None
+        lines = raw.split(b"\r\n")
+        known = self.raw.split(b"\r\n")
+        if len(lines) != len(known):
+            return None
+        differ = [place for place, line in enumerate(lines) if line != known[place]]
+        if len(differ) > VARIED_LINES:
+            return None
+        headers = self.headers
+        forward = self.forward
+        for place in differ:
+            line = lines[place]
+            if place >= len(headers) or len(line) > limits.line:
+                return None
+            name, before = headers[place]
+            if TREATED.get(name, _DROP) is not None or not line.startswith(name + b":"):
+                return None
+            value = line[len(name) + 1 :]
+            if VALUES.fullmatch(value) is None:
+                return None
+            value = value.strip(b" \t")
+            old = b"%b: %b\r\n" % (name, before)
+            at = forward.find(old)
+            # It is not there where Connection names it; and there may be more than one, or the end of a longer name.
+            if at < 0 or (at and forward[at - 1] != _LF) or forward.find(old, at + 1) >= 0:
+                return None
+            forward = b"%b%b: %b\r\n%b" % (forward[:at], name, value, forward[at + len(old) :])
+            headers = (*headers[:place], (name, value), *headers[place + 1 :])
+        block: RequestBlock = object.__new__(RequestBlock)
+        block.raw = raw
+        block.headers = headers
+        block.forward = forward
+        block.start = self.start[: len(self.start) - len(self.forward)] + forward
+        block.host, block.port, block.host_line = self.host, self.port, self.host_line
+        block.body, block.content_length_given, block.framing = self.body, self.content_length_given, self.framing
+        block.connection_close, block.connection_keep_alive = self.connection_close, self.connection_keep_alive
+        block.expect_continue, block.te_trailers = self.expect_continue, self.te_trailers
+        block.delicate = block.upgrade_websocket = False
+        block.websocket_key = b""
+        block.websocket_refusal = None
+        return block
+
     def _judge_host(self, values: list[bytes]) -> None:
         if len(values) > 1:
             raise HttpError(400, "two-hosts", "More than one Host.")
@@ -232,15 +284,15 @@ class BlockMemory:
         self._older: dict[bytes, RequestBlock] = {}
         self._once: set[int] = set()  # hashes of blocks that came
 
-    def judge(self, raw: bytes, limits: HeadLimits) -> RequestBlock:
-        """The block of `raw`, judged now or remembered. Raises HttpError."""
+    def judge(self, raw: bytes, limits: HeadLimits, last: RequestBlock | None = None) -> RequestBlock:
+        """The block of `raw`, judged now or remembered; `last` came before it. Raises HttpError."""
         newer = self._newer
         block = newer.get(raw)
         if block is not None:
             return block
         block = self._older.get(raw)
         if block is None:
-            block = RequestBlock(raw, limits)
+            block = (None if last is None else last.varied(raw, limits)) or RequestBlock(raw, limits)
             once = self._once
             mark = hash(raw)
             if mark not in once or len(raw) > REMEMBERED_BYTES:
@@ -377,7 +429,7 @@ def judge_request(
         block = last
     else:
         raw = bytes(head[start:])
-        block = RequestBlock(raw, limits) if memory is None else memory.judge(raw, limits)
+        block = RequestBlock(raw, limits) if memory is None else memory.judge(raw, limits, last)
     if digit == b"1":
         minor = 1
         if block.delicate or authority is not None or method in _REFUSED_METHODS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import h11
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rustunnel_py.errors import HttpError
@@ -513,3 +513,91 @@ def test_how_names_are_treated_is_remembered_within_bounds() -> None:
         assert request_field(b"Host") is Field.HOST
         for dropped in (b"X-Forwarded-For", b"x_forwarded_proto", b"Via", b"Content_Length"):
             assert request_field(dropped) is Field.DROP
+
+
+BLOCK_LINES = [
+    b"Host: a.test",
+    b"Cookie: a=1",
+    b"cookie: a=1",
+    b"X-Cookie: a=1",
+    b"Referer:  /somewhere ",
+    b"Accept: */*",
+    b"Connection: close",
+    b"Connection: keep-alive, Cookie",
+    b"Content-Length: 5",
+    b"Transfer-Encoding: chunked",
+    b"TE: trailers",
+    b"Expect: 100-continue",
+    b"Content_Length: 5",
+    b"X-Forwarded-For: 1.2.3.4",
+    b"Upgrade: websocket",
+    b"Empty:",
+]
+BLOCK_VALUES = [
+    b"a=1",
+    b"a=2",
+    b"",
+    b" ",
+    b"\tb ",
+    b"5",
+    b"6",
+    b"chunked",
+    b"Cookie: a=1",
+    b"\x00",
+    b"x\r",
+    b"close",
+    b"a.test",
+    b"b.test",
+]
+
+
+@given(
+    lines=st.lists(st.sampled_from(BLOCK_LINES), max_size=7),
+    changes=st.lists(st.tuples(st.integers(0, 7), st.sampled_from(BLOCK_VALUES)), max_size=3),
+)
+@example(lines=[b"Host: a.test", b"Cookie: a=1"], changes=[(1, b"a=2")])
+@example(lines=[b"Host: a.test", b"X-Cookie: a=1", b"Cookie: a=1"], changes=[(2, b"a=2")])
+@example(lines=[b"Host: a.test", b"Cookie: a=1", b"Cookie: a=1"], changes=[(2, b"a=2")])
+def test_a_block_that_varies_means_what_it_means_by_itself(
+    lines: list[bytes], changes: list[tuple[int, bytes]]
+) -> None:
+    raw = b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+    try:
+        known = RequestBlock(raw, REQUEST_LIMITS)
+    except HttpError:
+        return
+    changed = list(lines)
+    for place, value in changes:
+        if place < len(changed):
+            changed[place] = changed[place].partition(b":")[0] + b":" + value
+    other = b"".join(line + b"\r\n" for line in changed) + b"\r\n"
+    varied = known.varied(other, REQUEST_LIMITS)
+    if varied is not None:
+        expected = RequestBlock(other, REQUEST_LIMITS)
+        assert {name: getattr(varied, name) for name in RequestBlock.__slots__} == {
+            name: getattr(expected, name) for name in RequestBlock.__slots__
+        }
+
+
+def test_another_cookie_is_all_that_is_judged() -> None:
+    known = RequestBlock(b"Host: a.test\r\nCookie: a=1\r\nAccept: */*\r\n\r\n", REQUEST_LIMITS)
+    varied = known.varied(b"Host: a.test\r\nCookie: a=2; b=3\r\nAccept: */*\r\n\r\n", REQUEST_LIMITS)
+    assert varied is not None
+    assert varied.forward == b"Cookie: a=2; b=3\r\nAccept: */*\r\n"
+    assert varied.headers[1] == (b"Cookie", b"a=2; b=3")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        b"Host: b.test\r\nCookie: a=1\r\nAccept: */*\r\n\r\n",
+        b"Host: a.test\r\nCookie: a=1\r\nAccept: */*\r\nX: 1\r\n\r\n",
+        b"Host: a.test\r\nCookie: a\x00\r\nAccept: */*\r\n\r\n",
+        b"Host: a.test\r\nCookie : a=2\r\nAccept: */*\r\n\r\n",
+        b"Host: a.test\r\nCookie: " + b"a" * 9000 + b"\r\nAccept: */*\r\n\r\n",
+        b"Host: a.test\r\nCookie: a=2\rAccept: */*\r\n\r\n\r\n",
+    ],
+)
+def test_whatever_else_differs_is_judged_by_itself(other: bytes) -> None:
+    known = RequestBlock(b"Host: a.test\r\nCookie: a=1\r\nAccept: */*\r\n\r\n", REQUEST_LIMITS)
+    assert known.varied(other, REQUEST_LIMITS) is None
