@@ -402,8 +402,9 @@ class Visitor:
             self._answer_problem(Problem.of_hop(no_such_tunnel()), head)
             return
         take_control = shared.take_control
-        if take_control is not None:
+        if take_control is not None and not self.ended:  # whoever takes it has to hear its end
             held = raw + bytes(self._held)
+            self.connection.due = math.inf  # none of ours is left; where it is not taken, the answer sets the next one
             if take_control(self.connection, head, held):
                 self.phase = _HANDED_OVER  # the connection has another sink now; what came is still unpaid
                 self._held.clear()

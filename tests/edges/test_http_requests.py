@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -386,11 +387,12 @@ def test_a_redirect_goes_to_the_same_target_on_https(rig: Rig) -> None:
 def test_take_control_gets_the_connection_and_every_byte_uncredited(rig: Rig) -> None:
     taken: list[bytes] = []
 
-    def take_control(connection: object, head: object, held: bytes) -> bool:
+    def take_control(connection: FedConnection, head: object, held: bytes) -> bool:
+        assert connection.due == math.inf
         taken.append(held)
         return b"/_control" in held
 
-    rig.shared.take_control = take_control
+    rig.shared.take_control = take_control  # type: ignore[assignment]
     raw = get("/_control", "Upgrade: x", host="example.test")
     connection = rig.connect()
     connection.feed(raw[:9])
@@ -399,7 +401,10 @@ def test_take_control_gets_the_connection_and_every_byte_uncredited(rig: Rig) ->
     assert not connection.is_over
     assert connection.written == b""
     assert connection.uncredited == len(taken[0])
-    assert status_of(rig.send(get("/", host="example.test")).take()) == 200
+    assert connection.due == math.inf
+    other = rig.send(get("/", host="example.test"))
+    assert status_of(other.take()) == 200
+    assert other.due == rig.pump.now + rig.shared.limits.idle_seconds
 
 
 def test_draining_ends_idle_connections_and_lets_the_others_finish(rig: Rig) -> None:
