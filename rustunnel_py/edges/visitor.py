@@ -149,6 +149,8 @@ class Visitor:
                     self._feed_held()
                 else:
                     self._feed(data)
+                if self._held and self.phase is _HEAD:
+                    self._next()
             elif phase is not _DONE:
                 self._held += data
                 if phase is _HEAD:
@@ -193,6 +195,7 @@ class Visitor:
             late = overdue(self, now)
             if late is not None:
                 self._end_late(late)
+                self.go_on()
             elif self.phase is not _DONE:
                 self.connection.due = next_due(self, now)
         except Exception as error:
@@ -281,6 +284,19 @@ class Visitor:
         if self._served:  # the first head's time began with the connection
             self.connection.due = self._shared.pump.now + self._shared.limits.header_seconds
         self._next()
+
+    def go_on(self) -> None:
+        """After whatever may have answered a request: the pipelined ones behind it.
+
+        For what the pump, a link or a parked task calls, and for nothing that `_next` leads to: its loop goes on by
+        itself, however many requests of a segment are answered at once. A crash is that of the next request, and not
+        of its caller.
+        """
+        try:
+            if self._held and self.phase is _HEAD:
+                self._next()
+        except Exception as error:
+            self._shared.pump.crash(self, error)
 
     def _next(self) -> None:
         """Take requests from what is held, as long as nothing is under way."""
@@ -520,8 +536,6 @@ class Visitor:
                 self.phase = _REPLY
                 self.since = now = self._shared.pump.now
                 self.connection.due = now + self._shared.reply_look_seconds
-        if self._held and self.phase is _HEAD:
-            self._next()
 
     # answers of our own
 
@@ -650,12 +664,13 @@ class Visitor:
             self._finish()
         else:
             self._idle()
-            if self._held and self.phase is _HEAD:
-                self._next()
+            if self._held:
+                self.go_on()
 
     def turn_failed(self, turn: Turn, error: HopError) -> None:
         turn.exchange = None  # it has ended by itself
         self.give_up(error)
+        self.go_on()
 
     def switched(self, turn: Turn, reply: ReplyHead, pipe: Pipe) -> None:
         """A 101 that fits: from here on the relay has the connection."""

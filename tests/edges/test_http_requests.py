@@ -190,6 +190,64 @@ def test_H47_one_byte_after_a_whole_message_waits(rig: Rig) -> None:
     assert replies(connection.take()) == [200]
 
 
+NOT_HTTP = b"SSH-2.0-OpenSSH_9.9\r\n"
+
+
+def test_H47_a_request_behind_one_that_failed_is_served(rig: Rig) -> None:
+    rig.link.answer = None
+    connection = rig.connect()
+    connection.feed(get("/rst") + get("/not-http") + get("/x") + b"GET")
+    rig.exchange.fail(HopError(Hop.LOCAL_SERVICE, 502, "reset", "Reset."))
+    assert rig.exchange.request.target == b"/not-http"
+    rig.exchange.reply(NOT_HTTP)
+    assert rig.exchange.request.target == b"/x"
+    rig.exchange.reply(OK)
+    assert replies(connection.take()) == [502, 502, 200]
+    assert connection.due == rig.pump.now + rig.shared.limits.header_seconds  # for the rest of the fourth
+    rig.assert_clean()
+
+
+def test_H47_a_request_behind_one_that_was_too_slow_is_served(rig: Rig) -> None:
+    rig.link.answer = None
+    connection = rig.connect()
+    connection.feed(get("/slow") + get("/x"))
+    connection.expire(rig.pump)
+    rig.exchange.reply(OK)
+    assert [exchange.request.target for exchange in rig.link.exchanges] == [b"/slow", b"/x"]
+    assert replies(connection.take()) == [504, 200]
+    rig.assert_clean()
+
+
+def test_H47_a_request_behind_a_switch_that_does_not_fit_is_served_neither(rig: Rig) -> None:
+    """Bytes behind a handshake are the WebSocket's, whatever they look like (H54)."""
+    rig.link.answer = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+    key = ("Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+    connection = rig.send(get("/", "Connection: upgrade", *key) + get("/x"))
+    assert replies(connection.take()) == [502]
+    assert connection.end == "linger"
+    assert len(rig.link.exchanges) == 1
+
+
+@pytest.mark.parametrize("first", [OK, NOT_HTTP])
+def test_H47_a_crash_at_a_pipelined_request_is_its_own_500(rig: Rig, first: bytes) -> None:
+    rig.link.answer = None
+    connection = rig.connect()
+    connection.feed(get("/1") + get("/2"))
+    rig.link.exchange = broken  # type: ignore[method-assign]
+    rig.link.exchanges[0].reply(first)
+    assert replies(connection.take()) == [200 if first == OK else 502, 500]
+    assert rig.pump.crashes == 1
+    assert connection.end == "close"
+
+
+@pytest.mark.parametrize("host", [HOST, "nobody.example.test", "example.test"])
+def test_H47_a_flood_that_is_answered_at_once_does_not_deepen_the_stack(rig: Rig, host: str) -> None:
+    rig.link.refusal = HopError(Hop.AGENT, 501, "cannot", "No.")
+    connection = rig.send(get("/", host=host) * 2000)
+    assert len(replies(connection.take())) == 2000
+    assert rig.pump.errors == []
+
+
 def test_the_next_request_is_taken_only_when_the_output_has_room(rig: Rig) -> None:
     connection = rig.connect(FedConnection(high_water=10))
     rig.send(get("/1") + get("/2"), connection)
@@ -337,10 +395,11 @@ def test_a_link_that_refuses_is_a_page_of_its_hop(rig: Rig) -> None:
     assert connection.take() == OK
 
 
-def test_a_crash_is_a_500_of_the_edge_and_is_counted(rig: Rig) -> None:
-    def broken(visit: object, head: object, sink: object) -> FakeExchange:
-        raise ZeroDivisionError
+def broken(visit: object, head: object, sink: object) -> FakeExchange:
+    raise ZeroDivisionError
 
+
+def test_a_crash_is_a_500_of_the_edge_and_is_counted(rig: Rig) -> None:
     rig.link.exchange = broken  # type: ignore[method-assign]
     connection = rig.send(get("/", "Accept: application/json"))
     answer = connection.take()
