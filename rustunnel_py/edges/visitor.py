@@ -162,7 +162,7 @@ class Visitor:
         try:
             self.ended = True
             phase = self.phase
-            if phase is _HEAD or phase is _FULL:
+            if phase is _HEAD or (phase is _FULL and not self._holds_request()):
                 self._finish()
             elif phase is _BODY or phase is _COLLECT:
                 self._refuse(HttpError(400, "cut-body", "The request ended before its body was complete."))
@@ -211,9 +211,14 @@ class Visitor:
     def ends_soon(self) -> bool:
         """No request will follow the present one.
 
-        What was sent early to a WebSocket that did not come to be is no request, whatever it looks like.
+        What was sent early to a WebSocket that did not come to be is no request, whatever it looks like. A visitor that
+        ended its side behind several requests has an answer to each.
         """
-        return self.ended or self._shared.draining or (bool(self._held) and self._awaits_switch())
+        return (
+            (self.ended and not self._holds_request())
+            or self._shared.draining
+            or (bool(self._held) and self._awaits_switch())
+        )
 
     @property
     def access_log(self) -> AccessLog | None:
@@ -222,6 +227,14 @@ class Visitor:
     @property
     def interims_max(self) -> int:
         return self._shared.limits.interims
+
+    def _holds_request(self) -> bool:
+        """What is held begins with a whole head, or with what can be none and is to be refused."""
+        held = self._held
+        try:
+            return find_head_end(held, skip_leading_empty_lines(held), self._shared.limits.heads) >= 0
+        except HttpError:
+            return True
 
     def _awaits_switch(self) -> bool:
         return self.turn is not None and self.turn.request.is_upgrade
@@ -489,22 +502,19 @@ class Visitor:
 
     def collect(self, turn: Turn, limit: int, done: Callable[[bytes, Headers], None]) -> None:
         """Read the body for a policy; `done` hears all of it."""
-
-        def collected(body: bytes, trailers: Headers) -> None:
-            self.phase = _PARKED  # settled at once; nothing more is read
-            done(body, trailers)
-
         limits = self._shared.limits
         turn.uploaded = False
         self.phase = _COLLECT
         self.since = self._shared.pump.now
-        self._reader = BodyReader(turn.request.body, Collected(limit, turn, collected), limits.heads)
+        self._reader = BodyReader(turn.request.body, Collected(limit, turn, done), limits.heads)
         self.connection.due = self.since + limits.body_window_seconds
         if turn.request.expects_continue:
             turn.continued = True
             self.connection.send(CONTINUE)
         if self._held:
             self._feed_held()
+        if self.ended and self.phase is _COLLECT:
+            self.eof()
 
     def _feed_held(self) -> None:
         rest = bytes(self._held)
@@ -536,6 +546,11 @@ class Visitor:
                 self.phase = _REPLY
                 self.since = now = self._shared.pump.now
                 self.connection.due = now + self._shared.reply_look_seconds
+            else:
+                self.phase = _PARKED  # settled at once; nothing more is read
+                collected = reader.sink
+                assert isinstance(collected, Collected)
+                collected.tell()
 
     # answers of our own
 
@@ -614,7 +629,7 @@ class Visitor:
 
     def _answer(self, page: Page, head: RequestHead | None) -> None:
         """A page where no tunnel is concerned."""
-        close = head is None or head.body != 0 or not head.keep_alive or self.ended or self._shared.draining
+        close = head is None or head.body != 0 or not head.keep_alive or self.ends_soon
         head_only = head is not None and head.method == b"HEAD"
         self._write(page, head_only=head_only, close=close, minor=1 if head is None else head.minor)
         if close:

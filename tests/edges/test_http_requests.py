@@ -248,6 +248,88 @@ def test_H47_a_flood_that_is_answered_at_once_does_not_deepen_the_stack(rig: Rig
     assert rig.pump.errors == []
 
 
+def closes(data: bytes) -> list[bool]:
+    """Of each reply in `data`, whether it says that it is the last one."""
+    return [b"\r\nConnection: close\r\n" in part for part in data.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("rest", "statuses", "end"),
+    [
+        (b"", [200, 200, 200], "close"),
+        (b"\r\n", [200, 200, 200], "linger"),
+        (get("/d")[:-1], [200, 200, 200], "linger"),
+        (b"BAD\r\n\r\n", [200, 200, 200, 400], "linger"),
+        (b"BAD\n", [200, 200, 200, 400], "linger"),
+        (b"\r\n" * 9, [200, 200, 200, 400], "linger"),
+        (post(b"hello")[:-1], [200, 200, 200, 400], "linger"),
+        (post(b"hello"), [200, 200, 200, 200], "close"),
+        (get("/d", host="nobody.example.test"), [200, 200, 200, 404], "close"),
+        (get("/d", host="example.test") + get("/e"), [200, 200, 200, 200, 200], "close"),
+        (get("/d", "Connection: close") + get("/e"), [200, 200, 200, 200], "linger"),
+    ],
+)
+def test_H47_H64_whole_requests_before_a_half_close_are_all_served(
+    rig: Rig, rest: bytes, statuses: list[int], end: str, at_once: bool
+) -> None:
+    connection = rig.connect()
+    connection.feed(get("/a") + get("/b") + get("/c") + rest)
+    if not at_once:
+        rig.link.due.pop(0)()
+    connection.feed_eof()
+    rig.link.run()
+    answer = connection.take()
+    assert replies(answer) == statuses
+    assert closes(answer) == [False] * (len(statuses) - 1) + [True]
+    assert connection.end == end
+    rig.assert_clean()
+
+
+@pytest.mark.parametrize("rest", [b"", b"GET"])
+def test_H47_H64_a_half_close_while_the_output_is_full_drops_no_whole_request(rig: Rig, rest: bytes) -> None:
+    connection = rig.connect(FedConnection(high_water=10))
+    rig.send(get("/a") + get("/b", host="nobody.example.test") + get("/c") + rest, connection)
+    connection.feed_eof()
+    answer = b""
+    while connection.output:
+        answer += connection.take()
+        rig.link.run()
+    assert replies(answer) == [200, 404, 200]
+    assert closes(answer) == [False, False, True]
+    assert connection.is_over
+    rig.assert_clean()
+
+
+def test_H64_a_half_close_while_the_output_is_full_ends_what_holds_no_request(rig: Rig) -> None:
+    connection = rig.send(get(), rig.connect(FedConnection(high_water=10)))
+    connection.feed_eof()
+    assert connection.end == "close"
+
+
+def test_H64_a_half_closed_visitor_s_next_request_has_its_own_time(rig: Rig) -> None:
+    rig.link.answer = None
+    connection = rig.connect()
+    connection.feed(get("/a") + get("/b"))
+    connection.feed_eof()
+    rig.pump.now += 20
+    rig.exchange.reply(OK)
+    assert connection.due == rig.pump.now + rig.shared.limits.half_closed_seconds
+    connection.expire(rig.pump)
+    assert connection.end == "abort"
+
+
+def test_an_ended_visitor_is_not_handed_over(rig: Rig) -> None:
+    """Who takes it would never hear of its end."""
+    rig.shared.take_control = lambda connection, head, held: True
+    connection = rig.connect()
+    connection.feed(get("/a") + get("/_control", host="example.test"))
+    connection.feed_eof()
+    rig.link.run()
+    assert replies(connection.take()) == [200, 200]
+    assert connection.end == "close"
+
+
 def test_the_next_request_is_taken_only_when_the_output_has_room(rig: Rig) -> None:
     connection = rig.connect(FedConnection(high_water=10))
     rig.send(get("/1") + get("/2"), connection)

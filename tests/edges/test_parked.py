@@ -212,6 +212,20 @@ async def test_a_half_closed_visitor_waits_too(autojump_clock: MockClock) -> Non
         assert connection.end == "close"
 
 
+async def test_H47_H64_a_half_closed_visitor_waits_with_all_its_requests(autojump_clock: MockClock) -> None:
+    async with parked_rig() as rig:
+        connection = rig.send(get("/1") + get("/2"))
+        connection.feed_eof()
+        rig.tunnel.links.add(rig.link)
+        await wait_all_tasks_blocked()
+        rig.link.run()
+        answer = connection.take()
+        assert answer.count(b"HTTP/1.1 200 ") == 2
+        assert answer.count(b"Connection: close") == 1
+        assert connection.end == "close"
+        rig.assert_clean()
+
+
 async def test_a_cut_body_is_refused_after_the_wait(autojump_clock: MockClock) -> None:
     async with parked_rig() as rig:
         connection = rig.send(post(b"hello")[:-1])
