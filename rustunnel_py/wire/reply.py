@@ -198,7 +198,10 @@ def render_reply(head: ReplyHead, *, body: int, minor: int, close: bool, extra: 
         tail = UPGRADE_LINES if status == 101 else b""
     else:
         tail = _reply_framing_lines(head, body, minor)
-        if close:
+        if status == 426 and any(name.lower() == b"upgrade" for name, _ in head.headers):
+            before = b"close, " if close else b"" if minor else b"keep-alive, "
+            tail += b"Connection: %bupgrade\r\n" % before  # RFC 9110 §7.8
+        elif close:
             tail += b"Connection: close\r\n"
         elif minor == 0:
             tail += b"Connection: keep-alive\r\n"

@@ -171,8 +171,23 @@ def test_hop_by_hop_fields_end_here() -> None:
     assert render(judge(LENGTH, *hop, b"Via: 1.1 local")) == head(OK, b"Via: 1.1 local", LENGTH)
 
 
-def test_426_says_what_to_upgrade_to() -> None:
-    assert b"Upgrade: websocket\r\n" in judge(LENGTH, b"Upgrade: websocket", start=b"HTTP/1.1 426 Upgrade").forward
+@pytest.mark.parametrize("connection", [(), (b"Connection: Upgrade, X-Gone",), (b"Connection: close, upgrade",)])
+def test_426_says_what_to_upgrade_to_and_that_it_is_of_this_hop(connection: tuple[bytes, ...]) -> None:
+    """RFC 9110 §7.8: who sends Upgrade names it in Connection."""
+    start = b"HTTP/1.1 426 Upgrade Required"
+    reply = judge(LENGTH, b"upgrade: websocket", *connection, start=start)
+    kept = head(start, b"upgrade: websocket", LENGTH, b"Connection: upgrade")
+    for _ in range(2):  # the second one is remembered
+        assert render(reply) == kept
+    assert render(reply, close=True) == head(start, b"upgrade: websocket", LENGTH, b"Connection: close, upgrade")
+    assert render(reply, minor=0) == head(start, b"upgrade: websocket", LENGTH, b"Connection: keep-alive, upgrade")
+    assert render(reply) == kept
+
+
+def test_426_without_upgrade_and_upgrade_without_426_say_nothing_of_it() -> None:
+    start = b"HTTP/1.1 426 Upgrade Required"
+    assert render(judge(LENGTH, start=start)) == head(start, LENGTH)
+    assert render(judge(LENGTH, b"Upgrade: h2c", b"Connection: upgrade")) == head(OK, LENGTH)
 
 
 @pytest.mark.parametrize(
