@@ -392,10 +392,10 @@ def judge_request(
     if digit == b"1":
         minor = 1
         if block.delicate or authority is not None or method in _REFUSED_METHODS:
-            _judge_together(method, minor, block, authority)
+            _judge_together(method, minor, block, authority, scheme)
     else:
         minor = 0
-        _judge_together(method, minor, block, authority)
+        _judge_together(method, minor, block, authority, scheme)
         if block.te_trailers:
             block = block.without_te()
     return tuple.__new__(RequestHead, (method, target, minor, block))
@@ -455,7 +455,7 @@ def _split_absolute(target: bytes, scheme: bytes) -> tuple[bytes, bytes]:
     return authority, origin
 
 
-def _judge_together(method: bytes, minor: int, block: RequestBlock, authority: bytes | None) -> None:
+def _judge_together(method: bytes, minor: int, block: RequestBlock, authority: bytes | None, scheme: str) -> None:
     """What depends on both the start line and the header block."""
     if method in _REFUSED_METHODS:
         raise _method_refused(method)
@@ -466,8 +466,12 @@ def _judge_together(method: bytes, minor: int, block: RequestBlock, authority: b
             else "HTTP/1.1 asks for it."
         )
         raise HttpError(400, "no-host", f"The request has no Host header. {hint}")
-    if authority is not None and parse_host(authority) != (block.host, block.port):
-        raise HttpError(400, "authority-not-host", "The host of the request target is not the one in Host.")
+    if authority is not None:
+        default = 443 if scheme == "https" else 80  # RFC 9110 §4.2.3: to say it or not is the same
+        host, port = parse_host(authority)
+        said = default if block.port is None else block.port
+        if host != block.host or said != (default if port is None else port):
+            raise HttpError(400, "authority-not-host", "The host of the request target is not the one in Host.")
     if minor == 0 and block.body == CHUNKED:
         raise HttpError(400, "chunked-in-1.0", "Transfer-Encoding in an HTTP/1.0 request.")
     if block.websocket_refusal is not None:

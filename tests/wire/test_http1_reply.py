@@ -125,6 +125,36 @@ def test_H60_H61_a_bad_reply_is_a_502_with_a_reason(lines: tuple[bytes, ...], st
     assert refusal(*lines, start=start) == code
 
 
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t "])
+def test_H60_whitespace_between_a_name_and_its_colon_is_removed(space: bytes) -> None:
+    """RFC 9112 §5.1, of a proxy and a response."""
+    reply = judge(b"X-A" + space + b": b : c", LENGTH, b"Set-Cookie" + space + b":d=e", b"X-F:" + space)
+    assert reply.headers == ((b"X-A", b"b : c"), (b"Content-Length", b"5"), (b"Set-Cookie", b"d=e"), (b"X-F", b""))
+    assert render(reply) == head(OK, b"X-A: b : c", b"Set-Cookie: d=e", b"X-F: ", LENGTH)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Content-Length : 5",
+        b"content_length : 5",
+        b"TRANSFER-ENCODING\t: chunked",
+        b"Connection : close",
+        b" X-A : b",
+        b"X A : b",
+        b" : b",
+        b"X-A\x0b: b",
+        b"X-A \x80: b",
+    ],
+)
+def test_H60_whitespace_stays_wrong_where_it_would_be_framing_or_no_name_at_all(line: bytes) -> None:
+    with pytest.raises(HttpError) as caught:
+        judge(b"X-Z : y", line, LENGTH)
+    assert caught.value.status == 502
+    with pytest.raises(HttpError):
+        judge(LENGTH, line)
+
+
 def test_H61_200_headers_and_64_kilobytes_pass() -> None:
     assert len(judge(*(b"X: y" for _ in range(200))).headers) == 200
     assert judge(b"X: " + b"y" * 60_000).forward

@@ -245,9 +245,39 @@ def test_H33_absolute_form_of_the_edge_s_own_scheme() -> None:
     assert refusal(raw) == (400, "bad-scheme")
 
 
-@pytest.mark.parametrize(("target", "port"), [(b"http://ABC.example:80/", b":80"), (b"http://abc.example./", b"")])
-def test_H33_hosts_are_compared_in_one_form(target: bytes, port: bytes) -> None:
-    assert judge(start=b"GET " + target + b" HTTP/1.1", host=HOST + port).target == b"/"
+@pytest.mark.parametrize(
+    ("target", "port"),
+    [
+        (b"http://ABC.example:80/", b":80"),
+        (b"http://abc.example./", b""),
+        (b"http://abc.example:80/", b""),
+        (b"http://abc.example/", b":80"),
+        (b"https://abc.example:443/", b""),
+        (b"https://abc.example/", b":443"),
+        (b"https://abc.example:80/", b":80"),
+    ],
+)
+def test_H33_hosts_are_compared_in_one_form_and_with_the_scheme_s_port(target: bytes, port: bytes) -> None:
+    raw = head(b"GET " + target + b" HTTP/1.1", HOST + port)
+    assert judge_request(raw, REQUEST_LIMITS, scheme=target.partition(b":")[0].decode()).target == b"/"
+
+
+@pytest.mark.parametrize(
+    ("target", "port"),
+    [
+        (b"http://abc.example:443/", b""),
+        (b"http://abc.example/", b":443"),
+        (b"https://abc.example:80/", b""),
+        (b"https://abc.example/", b":80"),
+        (b"http://abc.example/", b":0"),
+        (b"http://abc.example:0/", b""),
+        (b"http://abc.example:8080/", b":80"),
+    ],
+)
+def test_H34_another_port_is_another_authority(target: bytes, port: bytes) -> None:
+    raw = head(b"GET " + target + b" HTTP/1.1", HOST + port)
+    with pytest.raises(HttpError, match="authority-not-host"):
+        judge_request(raw, REQUEST_LIMITS, scheme=target.partition(b":")[0].decode())
 
 
 @pytest.mark.parametrize(
