@@ -76,6 +76,7 @@ class Admission:
                 visitor.give_up(found)
             else:
                 self._send_to(found)
+            visitor.go_on()
 
         visitor.park(turn, lambda: parking.for_link(visitor, turn.tunnel, turn.visit, resume))
 
@@ -89,6 +90,7 @@ class Admission:
         def settle(verdict: Verdict) -> None:
             if visitor.unparked(turn):
                 self.judged(gate, wait.settle(verdict))
+                visitor.go_on()
 
         if isinstance(asked, NeedBody):
             self._need_body(gate, wait, asked)

@@ -276,15 +276,16 @@ class Upload:
 
 
 class Collected:
-    """Keeps a request's body for a policy."""
+    """Keeps a request's body for a policy, which hears of it by `tell`: when what follows the body is held again."""
 
-    __slots__ = ("_body", "_done", "_limit", "_turn")
+    __slots__ = ("_body", "_done", "_limit", "_trailers", "_turn")
 
     def __init__(self, limit: int, turn: Turn, done: Callable[[bytes, Headers], None]) -> None:
         self._limit = limit
         self._turn = turn
         self._done = done
         self._body = bytearray()
+        self._trailers: Headers = ()
 
     def data(self, data: memoryview) -> None:
         if len(self._body) + len(data) > self._limit:
@@ -297,7 +298,10 @@ class Collected:
         self._turn.uploaded = True
         if trailers and self._turn.tap is not None:
             self._turn.tap.request_trailers(trailers)
-        self._done(bytes(self._body), trailers)
+        self._trailers = trailers
+
+    def tell(self) -> None:
+        self._done(bytes(self._body), self._trailers)
 
 
 def _is_events(value: bytes) -> bool:

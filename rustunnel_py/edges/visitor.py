@@ -149,6 +149,8 @@ class Visitor:
                     self._feed_held()
                 else:
                     self._feed(data)
+                if self._held and self.phase is _HEAD:
+                    self._next()
             elif phase is not _DONE:
                 self._held += data
                 if phase is _HEAD:
@@ -160,7 +162,7 @@ class Visitor:
         try:
             self.ended = True
             phase = self.phase
-            if phase is _HEAD or phase is _FULL:
+            if phase is _HEAD or (phase is _FULL and not self._holds_request()):
                 self._finish()
             elif phase is _BODY or phase is _COLLECT:
                 self._refuse(HttpError(400, "cut-body", "The request ended before its body was complete."))
@@ -193,6 +195,7 @@ class Visitor:
             late = overdue(self, now)
             if late is not None:
                 self._end_late(late)
+                self.go_on()
             elif self.phase is not _DONE:
                 self.connection.due = next_due(self, now)
         except Exception as error:
@@ -208,9 +211,14 @@ class Visitor:
     def ends_soon(self) -> bool:
         """No request will follow the present one.
 
-        What was sent early to a WebSocket that did not come to be is no request, whatever it looks like.
+        What was sent early to a WebSocket that did not come to be is no request, whatever it looks like. A visitor that
+        ended its side behind several requests has an answer to each.
         """
-        return self.ended or self._shared.draining or (bool(self._held) and self._awaits_switch())
+        return (
+            (self.ended and not self._holds_request())
+            or self._shared.draining
+            or (bool(self._held) and self._awaits_switch())
+        )
 
     @property
     def access_log(self) -> AccessLog | None:
@@ -219,6 +227,14 @@ class Visitor:
     @property
     def interims_max(self) -> int:
         return self._shared.limits.interims
+
+    def _holds_request(self) -> bool:
+        """What is held begins with a whole head, or with what can be none and is to be refused."""
+        held = self._held
+        try:
+            return find_head_end(held, skip_leading_empty_lines(held), self._shared.limits.heads) >= 0
+        except HttpError:
+            return True
 
     def _awaits_switch(self) -> bool:
         return self.turn is not None and self.turn.request.is_upgrade
@@ -281,6 +297,19 @@ class Visitor:
         if self._served:  # the first head's time began with the connection
             self.connection.due = self._shared.pump.now + self._shared.limits.header_seconds
         self._next()
+
+    def go_on(self) -> None:
+        """After whatever may have answered a request: the pipelined ones behind it.
+
+        For what the pump, a link or a parked task calls, and for nothing that `_next` leads to: its loop goes on by
+        itself, however many requests of a segment are answered at once. A crash is that of the next request, and not
+        of its caller.
+        """
+        try:
+            if self._held and self.phase is _HEAD:
+                self._next()
+        except Exception as error:
+            self._shared.pump.crash(self, error)
 
     def _next(self) -> None:
         """Take requests from what is held, as long as nothing is under way."""
@@ -402,8 +431,9 @@ class Visitor:
             self._answer_problem(Problem.of_hop(no_such_tunnel()), head)
             return
         take_control = shared.take_control
-        if take_control is not None:
+        if take_control is not None and not self.ended:  # whoever takes it has to hear its end
             held = raw + bytes(self._held)
+            self.connection.due = math.inf  # none of ours is left; where it is not taken, the answer sets the next one
             if take_control(self.connection, head, held):
                 self.phase = _HANDED_OVER  # the connection has another sink now; what came is still unpaid
                 self._held.clear()
@@ -472,22 +502,19 @@ class Visitor:
 
     def collect(self, turn: Turn, limit: int, done: Callable[[bytes, Headers], None]) -> None:
         """Read the body for a policy; `done` hears all of it."""
-
-        def collected(body: bytes, trailers: Headers) -> None:
-            self.phase = _PARKED  # settled at once; nothing more is read
-            done(body, trailers)
-
         limits = self._shared.limits
         turn.uploaded = False
         self.phase = _COLLECT
         self.since = self._shared.pump.now
-        self._reader = BodyReader(turn.request.body, Collected(limit, turn, collected), limits.heads)
+        self._reader = BodyReader(turn.request.body, Collected(limit, turn, done), limits.heads)
         self.connection.due = self.since + limits.body_window_seconds
         if turn.request.expects_continue:
             turn.continued = True
             self.connection.send(CONTINUE)
         if self._held:
             self._feed_held()
+        if self.ended and self.phase is _COLLECT:
+            self.eof()
 
     def _feed_held(self) -> None:
         rest = bytes(self._held)
@@ -519,8 +546,11 @@ class Visitor:
                 self.phase = _REPLY
                 self.since = now = self._shared.pump.now
                 self.connection.due = now + self._shared.reply_look_seconds
-        if self._held and self.phase is _HEAD:
-            self._next()
+            else:
+                self.phase = _PARKED  # settled at once; nothing more is read
+                collected = reader.sink
+                assert isinstance(collected, Collected)
+                collected.tell()
 
     # answers of our own
 
@@ -599,7 +629,7 @@ class Visitor:
 
     def _answer(self, page: Page, head: RequestHead | None) -> None:
         """A page where no tunnel is concerned."""
-        close = head is None or head.body != 0 or not head.keep_alive or self.ended or self._shared.draining
+        close = head is None or head.body != 0 or not head.keep_alive or self.ends_soon
         head_only = head is not None and head.method == b"HEAD"
         self._write(page, head_only=head_only, close=close, minor=1 if head is None else head.minor)
         if close:
@@ -649,12 +679,13 @@ class Visitor:
             self._finish()
         else:
             self._idle()
-            if self._held and self.phase is _HEAD:
-                self._next()
+            if self._held:
+                self.go_on()
 
     def turn_failed(self, turn: Turn, error: HopError) -> None:
         turn.exchange = None  # it has ended by itself
         self.give_up(error)
+        self.go_on()
 
     def switched(self, turn: Turn, reply: ReplyHead, pipe: Pipe) -> None:
         """A 101 that fits: from here on the relay has the connection."""

@@ -445,7 +445,7 @@ class SocketConnection:
             self._refuse(code)
             return
         try:
-            self.sock.getpeername()
+            self._peer = peer_of(self.sock.getpeername())
         except OSError:
             if flags & (EPOLLERR | EPOLLHUP):
                 self._refuse(errno.ECONNREFUSED)

@@ -74,6 +74,10 @@ class BodyReader:
         kind = {CHUNKED: "chunked", UNTIL_CLOSE: "until close"}.get(self._mode, "length")
         return f"<BodyReader {kind} left={self._left} done={self.done}>"
 
+    @property
+    def sink(self) -> BodySink:
+        return self._sink
+
     def feed(self, data: memoryview) -> int:
         if self.done or self._stopped or not data:
             return 0

@@ -15,6 +15,7 @@ from rustunnel_py.wire.fields import (
     CHUNKED,
     CHUNKED_LINE,
     FOLD,
+    TCHAR,
     UNTIL_CLOSE,
     UPGRADE_LINES,
     VALUE,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2}) ([" + VALUE + rb"]*+)\r\n")
 _KEEP_ALIVE_TIMEOUT = re.compile(rb"(?:^|[,; \t])timeout[ \t]*=[ \t]*\"?([0-9]{1,6})", re.IGNORECASE)
+_SPACED_NAME = re.compile(rb"^([" + TCHAR + rb"]++)[ \t]++:", re.MULTILINE)
+# With a space they are another field to one reader and framing to the next, so nobody may guess.
+_NEVER_SPACED = frozenset({b"content-length", b"transfer-encoding", b"connection"})
 _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 §1.3
 _SWITCHING = (b"upgrade", b"connection", b"sec-websocket-accept")
 
@@ -120,7 +124,11 @@ def _judge_reply(head: bytes, method: bytes, limits: HeadLimits, upgrade: bool) 
     reply.rendered = None
     if status == 101 and not upgrade:
         raise HttpError(502, "unasked-upgrade", "A 101 that nobody asked for.")
-    fields = read_fields(head[match.end() :], limits)
+    block = head[match.end() :]
+    try:
+        fields = read_fields(block, limits)
+    except HttpError as error:
+        fields = read_fields(_without_space_before_colons(block, error), limits)
     reply.headers = tuple(fields)
     forward: list[bytes] = []
     lengths: list[bytes] = []
@@ -158,6 +166,17 @@ def _judge_reply(head: bytes, method: bytes, limits: HeadLimits, upgrade: bool) 
     persistent = b"close" not in connection and (minor == 1 or b"keep-alive" in connection)
     reply.keep_alive = persistent and reply.body != UNTIL_CLOSE and not reply.doubtful
     return reply
+
+
+def _without_space_before_colons(block: bytes, error: HttpError) -> bytes:
+    """What RFC 9112 §5.1 demands of a proxy; raises `error`, which `block` was refused for, where that is no help.
+
+    A framing field with such a space, whatever its spelling, stays malformed.
+    """
+    names = _SPACED_NAME.findall(block)
+    if error.code != "bad-header-name" or not _NEVER_SPACED.isdisjoint(name.translate(FOLD) for name in names):
+        raise error
+    return _SPACED_NAME.sub(rb"\1:", block)
 
 
 def _settle_reply(reply: ReplyHead, method: bytes, framing: int | None) -> None:
@@ -198,7 +217,10 @@ def render_reply(head: ReplyHead, *, body: int, minor: int, close: bool, extra: 
         tail = UPGRADE_LINES if status == 101 else b""
     else:
         tail = _reply_framing_lines(head, body, minor)
-        if close:
+        if status == 426 and any(name.lower() == b"upgrade" for name, _ in head.headers):
+            before = b"close, " if close else b"" if minor else b"keep-alive, "
+            tail += b"Connection: %bupgrade\r\n" % before  # RFC 9110 §7.8
+        elif close:
             tail += b"Connection: close\r\n"
         elif minor == 0:
             tail += b"Connection: keep-alive\r\n"

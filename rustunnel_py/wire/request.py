@@ -15,6 +15,7 @@ from rustunnel_py.wire.fields import (
     CHUNKED,
     CHUNKED_LINE,
     TCHAR,
+    TE_LINES,
     TOKEN,
     UPGRADE_LINES,
     VALUES,
@@ -95,7 +96,8 @@ class RequestBlock:
     expect_continue: bool
     """`Expect: 100-continue` was there; whether it counts says `RequestHead.expects_continue`."""
     forward: bytes
-    """The canonical lines to send on, each ended by CRLF: no Host, framing, hop-by-hop, forwarding fields, Expect."""
+    """The canonical lines to send on, each ended by CRLF: no Host, framing, forwarding fields, Expect, and of what is
+    hop-by-hop only our own TE."""
     framing: bytes
     """The framing lines for `body`."""
     headers: Headers
@@ -111,7 +113,7 @@ class RequestBlock:
     start: bytes
     """What follows a target: the version, the visitor's Host and `forward`."""
     te_trailers: bool
-    """`TE: trailers` was there. It is hop-by-hop: who can carry trailers back may send its own by `extra`."""
+    """`TE: trailers` was there, so we say it ourselves: a local service may send trailers only to who asks for them."""
     upgrade_websocket: bool
     """A well-formed WebSocket upgrade by its headers (RFC 6455 §4.2.1)."""
     websocket_key: bytes
@@ -211,6 +213,12 @@ class RequestBlock:
         block.websocket_refusal = None
         return block
 
+    def without_te(self) -> RequestBlock:
+        """As if there had been no `TE: trailers`: an HTTP/1.0 reply has no chunks, so no trailers."""
+        block = self.edited((b"te", b"connection"), ())
+        block.te_trailers = False
+        return block
+
     def _judge_host(self, values: list[bytes]) -> None:
         if len(values) > 1:
             raise HttpError(400, "two-hosts", "More than one Host.")
@@ -253,7 +261,10 @@ class RequestBlock:
                 self.upgrade_websocket = True
                 self.websocket_key = keys[0]
         named = set(connection) - {b"close", b"keep-alive", b"upgrade"}
-        return without_named(forward, named) if named else forward
+        kept = without_named(forward, named) if named else forward
+        if self.te_trailers and not self.upgrade_websocket:  # a 101 has none, and there Connection says Upgrade
+            kept.append(TE_LINES)
+        return kept
 
 
 def _websocket_refusal(option: bool, keys: list[bytes], versions: list[bytes], body: int) -> HttpError | None:
@@ -433,10 +444,12 @@ def judge_request(
     if digit == b"1":
         minor = 1
         if block.delicate or authority is not None or method in _REFUSED_METHODS:
-            _judge_together(method, minor, block, authority)
+            _judge_together(method, minor, block, authority, scheme)
     else:
         minor = 0
-        _judge_together(method, minor, block, authority)
+        _judge_together(method, minor, block, authority, scheme)
+        if block.te_trailers:
+            block = block.without_te()
     return tuple.__new__(RequestHead, (method, target, minor, block))
 
 
@@ -494,7 +507,7 @@ def _split_absolute(target: bytes, scheme: bytes) -> tuple[bytes, bytes]:
     return authority, origin
 
 
-def _judge_together(method: bytes, minor: int, block: RequestBlock, authority: bytes | None) -> None:
+def _judge_together(method: bytes, minor: int, block: RequestBlock, authority: bytes | None, scheme: str) -> None:
     """What depends on both the start line and the header block."""
     if method in _REFUSED_METHODS:
         raise _method_refused(method)
@@ -505,8 +518,12 @@ def _judge_together(method: bytes, minor: int, block: RequestBlock, authority: b
             else "HTTP/1.1 asks for it."
         )
         raise HttpError(400, "no-host", f"The request has no Host header. {hint}")
-    if authority is not None and parse_host(authority) != (block.host, block.port):
-        raise HttpError(400, "authority-not-host", "The host of the request target is not the one in Host.")
+    if authority is not None:
+        default = 443 if scheme == "https" else 80  # RFC 9110 §4.2.3: to say it or not is the same
+        host, port = parse_host(authority)
+        said = default if block.port is None else block.port
+        if host != block.host or said != (default if port is None else port):
+            raise HttpError(400, "authority-not-host", "The host of the request target is not the one in Host.")
     if minor == 0 and block.body == CHUNKED:
         raise HttpError(400, "chunked-in-1.0", "Transfer-Encoding in an HTTP/1.0 request.")
     if block.websocket_refusal is not None:

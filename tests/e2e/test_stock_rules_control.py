@@ -250,6 +250,29 @@ async def test_1_an_agent_may_come_by_the_https_edge(whole: WholeServer) -> None
         assert agent.violations == []
 
 
+@pytest.mark.parametrize("port", ["https_port", "http_port", "control_port"])
+async def test_1_a_quiet_agent_lives_on_whichever_way_it_came(
+    mock_clock: trio.testing.MockClock, tmp_path: Path, port: str
+) -> None:
+    """No time of a visitor's runs for it: to send a head, to send another."""
+    times: dict[str, object] = {"header_seconds": 2.0, "idle_seconds": 4.0}
+    async with whole_server(tmp_path, server={"control_plain": True}, limits=times) as whole, http_service() as service:
+        context = whole.server.client_context() if port == "https_port" else None
+        number = getattr(whole.server.ready, port)
+        async with stock_agent(number, whole.server.admin_token, tls=context) as agent:
+            await agent.register("http", service.port, subdomain="demo")
+            await agent.serve()
+            idle = await whole.server.connect()
+            for _ in range(6):
+                mock_clock.jump(1)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            async with idle:
+                assert await idle.receive_some(1) == b""  # sweeps did run
+            assert not agent.ended.is_set()
+            assert (await whole.get("demo")).status == 200
+            assert agent.violations == []
+
+
 async def test_1_text_and_what_is_no_json_is_ignored_and_counted(whole: WholeServer) -> None:
     async with whole.serving(1) as agent:
         assert agent.control is not None

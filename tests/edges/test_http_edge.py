@@ -332,7 +332,6 @@ class Echo:
         self.connection = connection
         self.taken = held
         connection.sink = self
-        connection.due = float("inf")
         connection.credit(len(held))
         connection.send(b"mine")
 
@@ -347,7 +346,14 @@ class Echo:
 
     def lost(self, error: Exception) -> None: ...
 
-    def expired(self) -> None: ...
+    def expired(self) -> None:
+        self.connection.close()  # there was no deadline
+
+
+def take_with_echo(connection: Connection, head: RequestHead, held: bytes) -> bool:
+    if head.target == b"/_control":
+        Echo(connection, held)
+    return head.target == b"/_control"
 
 
 async def test_agents_are_handed_over_and_the_drain_does_not_wait_for_them() -> None:
@@ -372,6 +378,28 @@ async def test_agents_are_handed_over_and_the_drain_does_not_wait_for_them() -> 
         assert echoes[0].taken == get("/_control", host="example.test")
         await trio.aclose_forcefully(stream)
         await spin(lambda: this.edge.census.now == 0)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_no_deadline_of_a_visitor_s_ends_what_was_handed_over(
+    mock_clock: MockClock, tls: bool, kept: bool
+) -> None:
+    limits = EdgeLimits(header_seconds=2.0, idle_seconds=3.0)
+    async with house(tls=tls, take_control=take_with_echo, limits=limits) as this:
+        stream = await this.connect()
+        if kept:
+            assert await this.ask(get(), stream) == (OK, stream)
+        reply, idle = await this.ask(get())
+        assert reply == OK
+        await stream.send_all(get("/_control", host="example.test"))
+        assert await stream.receive_some(100) == b"mine"
+        for _ in range(8):
+            mock_clock.jump(1)
+            await stream.send_all(b"still here")
+            assert await stream.receive_some(100) == b"still here"
+        assert await idle.receive_some(1) == b""  # sweeps did run
+        assert (this.edge.census.now, this.edge.visitors) == (1, 0)
 
 
 async def test_H65_silent_connections_are_swept(mock_clock: MockClock) -> None:

@@ -236,6 +236,66 @@ def test_a_needed_body_may_be_refused_and_the_connection_stays(cut: int) -> None
     assert slots.now == 0
 
 
+def test_H47_a_flood_of_refused_bodies_does_not_deepen_the_stack() -> None:
+    rig, slots = rig_with(body_policy())
+    connection = rig.send(post(b"so evil") * 500 + get("/2"))
+    answer = connection.take()
+    assert answer.count(b"HTTP/1.1 403 ") == 500
+    assert answer.endswith(OK)
+    assert (slots.now, connection.uncredited) == (0, 0)
+    rig.assert_clean()
+
+
+@pytest.mark.parametrize("evil", [b"so evil", b"good"])
+def test_H47_H64_requests_with_a_needed_body_before_a_half_close_are_all_judged(evil: bytes) -> None:
+    rig, slots = rig_with(body_policy())
+    rig.link.answer = None
+    connection = rig.connect()
+    connection.feed(get("/0") + post(evil) + post(b"fine") + post(b"cut off")[:-1])
+    connection.feed_eof()
+    rig.link.answer = OK
+    rig.link.exchanges[0].reply(OK)
+    rig.link.run()
+    statuses = [int(part[:3]) for part in connection.take().split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [200, 403 if evil == b"so evil" else 200, 200, 400]
+    assert (slots.now, connection.end) == (0, "linger")
+    rig.assert_clean()
+
+
+async def test_H64_a_body_that_was_cut_before_a_policy_wants_it_is_refused_at_once(autojump_clock: MockClock) -> None:
+    rig, _ = rig_with(Delay(1.0), body_policy())
+    async with parking(rig):
+        connection = rig.send(post(b"hello")[:-1])
+        connection.feed_eof()
+        await trio.sleep(1.5)
+        assert status_of(connection.take()) == 400
+        assert rig.link.exchanges == []
+
+
+async def test_H47_requests_behind_one_that_a_policy_refuses_late_are_served(autojump_clock: MockClock) -> None:
+    refused: list[Verdict] = [NO]
+
+    class Once(Saying):
+        def judge(self, tunnel: Tunnel, visit: Visit, head: RequestHead | None) -> Verdict:
+            return Delay(1.0) if refused else PASS
+
+    class Late(Saying):
+        def judge(self, tunnel: Tunnel, visit: Visit, head: RequestHead | None) -> Verdict:
+            return refused.pop() if refused else PASS
+
+    rig, _ = rig_with()
+    rig.tunnel.gate = Gate([Once(PASS), Late(PASS)])
+    async with parking(rig):
+        connection = rig.send(get("/1") + get("/2") + get("/3"))
+        await trio.sleep(1.5)
+        rig.link.run()
+        answer = connection.take()
+        assert status_of(answer) == 403
+        assert answer.endswith(OK * 2)
+        assert [exchange.request.target for exchange in rig.link.exchanges] == [b"/2", b"/3"]
+        rig.assert_clean()
+
+
 @pytest.mark.parametrize(("size", "status"), [(99, 200), (100, 200), (101, 413)])
 def test_a_needed_body_over_its_limit_is_413(size: int, status: int) -> None:
     rig, slots = rig_with(body_policy())

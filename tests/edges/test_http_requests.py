@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -189,6 +190,146 @@ def test_H47_one_byte_after_a_whole_message_waits(rig: Rig) -> None:
     assert replies(connection.take()) == [200]
 
 
+NOT_HTTP = b"SSH-2.0-OpenSSH_9.9\r\n"
+
+
+def test_H47_a_request_behind_one_that_failed_is_served(rig: Rig) -> None:
+    rig.link.answer = None
+    connection = rig.connect()
+    connection.feed(get("/rst") + get("/not-http") + get("/x") + b"GET")
+    rig.exchange.fail(HopError(Hop.LOCAL_SERVICE, 502, "reset", "Reset."))
+    assert rig.exchange.request.target == b"/not-http"
+    rig.exchange.reply(NOT_HTTP)
+    assert rig.exchange.request.target == b"/x"
+    rig.exchange.reply(OK)
+    assert replies(connection.take()) == [502, 502, 200]
+    assert connection.due == rig.pump.now + rig.shared.limits.header_seconds  # for the rest of the fourth
+    rig.assert_clean()
+
+
+def test_H47_a_request_behind_one_that_was_too_slow_is_served(rig: Rig) -> None:
+    rig.link.answer = None
+    connection = rig.connect()
+    connection.feed(get("/slow") + get("/x"))
+    connection.expire(rig.pump)
+    rig.exchange.reply(OK)
+    assert [exchange.request.target for exchange in rig.link.exchanges] == [b"/slow", b"/x"]
+    assert replies(connection.take()) == [504, 200]
+    rig.assert_clean()
+
+
+def test_H47_a_request_behind_a_switch_that_does_not_fit_is_served_neither(rig: Rig) -> None:
+    """Bytes behind a handshake are the WebSocket's, whatever they look like (H54)."""
+    rig.link.answer = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+    key = ("Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+    connection = rig.send(get("/", "Connection: upgrade", *key) + get("/x"))
+    assert replies(connection.take()) == [502]
+    assert connection.end == "linger"
+    assert len(rig.link.exchanges) == 1
+
+
+@pytest.mark.parametrize("first", [OK, NOT_HTTP])
+def test_H47_a_crash_at_a_pipelined_request_is_its_own_500(rig: Rig, first: bytes) -> None:
+    rig.link.answer = None
+    connection = rig.connect()
+    connection.feed(get("/1") + get("/2"))
+    rig.link.exchange = broken  # type: ignore[method-assign]
+    rig.link.exchanges[0].reply(first)
+    assert replies(connection.take()) == [200 if first == OK else 502, 500]
+    assert rig.pump.crashes == 1
+    assert connection.end == "close"
+
+
+@pytest.mark.parametrize("host", [HOST, "nobody.example.test", "example.test"])
+def test_H47_a_flood_that_is_answered_at_once_does_not_deepen_the_stack(rig: Rig, host: str) -> None:
+    rig.link.refusal = HopError(Hop.AGENT, 501, "cannot", "No.")
+    connection = rig.send(get("/", host=host) * 2000)
+    assert len(replies(connection.take())) == 2000
+    assert rig.pump.errors == []
+
+
+def closes(data: bytes) -> list[bool]:
+    """Of each reply in `data`, whether it says that it is the last one."""
+    return [b"\r\nConnection: close\r\n" in part for part in data.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(
+    ("rest", "statuses", "end"),
+    [
+        (b"", [200, 200, 200], "close"),
+        (b"\r\n", [200, 200, 200], "linger"),
+        (get("/d")[:-1], [200, 200, 200], "linger"),
+        (b"BAD\r\n\r\n", [200, 200, 200, 400], "linger"),
+        (b"BAD\n", [200, 200, 200, 400], "linger"),
+        (b"\r\n" * 9, [200, 200, 200, 400], "linger"),
+        (post(b"hello")[:-1], [200, 200, 200, 400], "linger"),
+        (post(b"hello"), [200, 200, 200, 200], "close"),
+        (get("/d", host="nobody.example.test"), [200, 200, 200, 404], "close"),
+        (get("/d", host="example.test") + get("/e"), [200, 200, 200, 200, 200], "close"),
+        (get("/d", "Connection: close") + get("/e"), [200, 200, 200, 200], "linger"),
+    ],
+)
+def test_H47_H64_whole_requests_before_a_half_close_are_all_served(
+    rig: Rig, rest: bytes, statuses: list[int], end: str, at_once: bool
+) -> None:
+    connection = rig.connect()
+    connection.feed(get("/a") + get("/b") + get("/c") + rest)
+    if not at_once:
+        rig.link.due.pop(0)()
+    connection.feed_eof()
+    rig.link.run()
+    answer = connection.take()
+    assert replies(answer) == statuses
+    assert closes(answer) == [False] * (len(statuses) - 1) + [True]
+    assert connection.end == end
+    rig.assert_clean()
+
+
+@pytest.mark.parametrize("rest", [b"", b"GET"])
+def test_H47_H64_a_half_close_while_the_output_is_full_drops_no_whole_request(rig: Rig, rest: bytes) -> None:
+    connection = rig.connect(FedConnection(high_water=10))
+    rig.send(get("/a") + get("/b", host="nobody.example.test") + get("/c") + rest, connection)
+    connection.feed_eof()
+    answer = b""
+    while connection.output:
+        answer += connection.take()
+        rig.link.run()
+    assert replies(answer) == [200, 404, 200]
+    assert closes(answer) == [False, False, True]
+    assert connection.is_over
+    rig.assert_clean()
+
+
+def test_H64_a_half_close_while_the_output_is_full_ends_what_holds_no_request(rig: Rig) -> None:
+    connection = rig.send(get(), rig.connect(FedConnection(high_water=10)))
+    connection.feed_eof()
+    assert connection.end == "close"
+
+
+def test_H64_a_half_closed_visitor_s_next_request_has_its_own_time(rig: Rig) -> None:
+    rig.link.answer = None
+    connection = rig.connect()
+    connection.feed(get("/a") + get("/b"))
+    connection.feed_eof()
+    rig.pump.now += 20
+    rig.exchange.reply(OK)
+    assert connection.due == rig.pump.now + rig.shared.limits.half_closed_seconds
+    connection.expire(rig.pump)
+    assert connection.end == "abort"
+
+
+def test_an_ended_visitor_is_not_handed_over(rig: Rig) -> None:
+    """Who takes it would never hear of its end."""
+    rig.shared.take_control = lambda connection, head, held: True
+    connection = rig.connect()
+    connection.feed(get("/a") + get("/_control", host="example.test"))
+    connection.feed_eof()
+    rig.link.run()
+    assert replies(connection.take()) == [200, 200]
+    assert connection.end == "close"
+
+
 def test_the_next_request_is_taken_only_when_the_output_has_room(rig: Rig) -> None:
     connection = rig.connect(FedConnection(high_water=10))
     rig.send(get("/1") + get("/2"), connection)
@@ -336,10 +477,11 @@ def test_a_link_that_refuses_is_a_page_of_its_hop(rig: Rig) -> None:
     assert connection.take() == OK
 
 
-def test_a_crash_is_a_500_of_the_edge_and_is_counted(rig: Rig) -> None:
-    def broken(visit: object, head: object, sink: object) -> FakeExchange:
-        raise ZeroDivisionError
+def broken(visit: object, head: object, sink: object) -> FakeExchange:
+    raise ZeroDivisionError
 
+
+def test_a_crash_is_a_500_of_the_edge_and_is_counted(rig: Rig) -> None:
     rig.link.exchange = broken  # type: ignore[method-assign]
     connection = rig.send(get("/", "Accept: application/json"))
     answer = connection.take()
@@ -386,11 +528,12 @@ def test_a_redirect_goes_to_the_same_target_on_https(rig: Rig) -> None:
 def test_take_control_gets_the_connection_and_every_byte_uncredited(rig: Rig) -> None:
     taken: list[bytes] = []
 
-    def take_control(connection: object, head: object, held: bytes) -> bool:
+    def take_control(connection: FedConnection, head: object, held: bytes) -> bool:
+        assert connection.due == math.inf
         taken.append(held)
         return b"/_control" in held
 
-    rig.shared.take_control = take_control
+    rig.shared.take_control = take_control  # type: ignore[assignment]
     raw = get("/_control", "Upgrade: x", host="example.test")
     connection = rig.connect()
     connection.feed(raw[:9])
@@ -399,7 +542,10 @@ def test_take_control_gets_the_connection_and_every_byte_uncredited(rig: Rig) ->
     assert not connection.is_over
     assert connection.written == b""
     assert connection.uncredited == len(taken[0])
-    assert status_of(rig.send(get("/", host="example.test")).take()) == 200
+    assert connection.due == math.inf
+    other = rig.send(get("/", host="example.test"))
+    assert status_of(other.take()) == 200
+    assert other.due == rig.pump.now + rig.shared.limits.idle_seconds
 
 
 def test_draining_ends_idle_connections_and_lets_the_others_finish(rig: Rig) -> None:

@@ -90,6 +90,20 @@ async def test_patience_ends_with_503_that_says_since_when(autojump_clock: MockC
         assert connection.take() == OK
 
 
+async def test_H47_requests_behind_one_that_waited_in_vain_are_taken_up(autojump_clock: MockClock) -> None:
+    async with parked_rig() as rig:
+        connection = rig.send(get("/1") + get("/2") + get("/3"))
+        await trio.sleep(15)
+        assert status_of(connection.take()) == 503
+        assert not connection.is_over
+        rig.tunnel.links.add(rig.link)
+        await wait_all_tasks_blocked()
+        rig.link.run()
+        assert connection.take() == OK * 2
+        assert [exchange.request.target for exchange in rig.link.exchanges] == [b"/2", b"/3"]
+        rig.assert_clean()
+
+
 async def test_nobody_waits_where_waiting_is_off(autojump_clock: MockClock) -> None:
     async with parked_rig(ParkingLimits(wait_seconds=0)) as rig:
         assert status_of(rig.send(get()).take()) == 503
@@ -196,6 +210,20 @@ async def test_a_half_closed_visitor_waits_too(autojump_clock: MockClock) -> Non
         rig.link.run()
         assert status_of(connection.take()) == 200
         assert connection.end == "close"
+
+
+async def test_H47_H64_a_half_closed_visitor_waits_with_all_its_requests(autojump_clock: MockClock) -> None:
+    async with parked_rig() as rig:
+        connection = rig.send(get("/1") + get("/2"))
+        connection.feed_eof()
+        rig.tunnel.links.add(rig.link)
+        await wait_all_tasks_blocked()
+        rig.link.run()
+        answer = connection.take()
+        assert answer.count(b"HTTP/1.1 200 ") == 2
+        assert answer.count(b"Connection: close") == 1
+        assert connection.end == "close"
+        rig.assert_clean()
 
 
 async def test_a_cut_body_is_refused_after_the_wait(autojump_clock: MockClock) -> None:

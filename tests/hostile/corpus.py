@@ -618,6 +618,7 @@ def _start_line_rows() -> None:
         "URL in query": (b"http://{host}/?u=http://b.example/", b"/?u=http://b.example/"),
         "double slash": (b"http://{host}//p", b"//p"),
         "final dot": (b"http://{host}./p", b"/p"),
+        "port of the scheme": (b"http://{host}:80/p", b"/p"),
     }
     for name, (target, path) in absolute.items():
         _add("H33", name, get(target=target), forwarded(target=path))
@@ -1036,13 +1037,19 @@ def _hygiene_rows() -> None:
     _add("H58", "names forwarded", get(b"Connection: X-Forwarded-For, X-Forwarded-Host"), forwarded())
     for line in (
         b"Keep-Alive: timeout=5",
-        b"TE: trailers",
+        b"TE: gzip",
         b"Proxy-Connection: keep-alive",
         b"Proxy: http://evil.example",
         b"Connection: keep-alive",
     ):
         name = line.split(b":")[0]
         _add("H58", f"{name.decode()} goes", get(line), forwarded(lacks=[name.lower()]))
+    _add(
+        "H58",
+        "TE: trailers is ours",
+        get(b"TE: trailers;x, trailers", b"Connection: TE, X-A", b"X-A: 1"),
+        forwarded(has=[b"TE: trailers", b"Connection: TE"], lacks=[b"x-a"]),
+    )
     forged = (
         b"X-Forwarded-For: 6.6.6.6",
         b"X-Forwarded-Proto: gopher",
@@ -1149,9 +1156,13 @@ def _reply_rows() -> None:
         "control in value": (length, b"X-A: b\x01c"),
         "obs-fold": (length, b"X-A: b", b" c"),
         "no colon": (length, b"X-A"),
-        "space before colon": (length, b"X-A : b"),
+        "space before the colon of a length": (b"Content-Length : 2",),
+        "space before the colon of a coding": (length, b"Transfer-Encoding : chunked"),
     }.items():
         _reply("H60", name, head(OK, *lines) + b"ab", bad)
+    _reply(
+        "H60", "space before colon goes", head(OK, length, b"X-A : b") + b"ab", ReplyExpect(200, b"ab", reusable=True)
+    )
     _reply("H60", "chunked in 1.0", head(b"HTTP/1.0 200 OK", CHUNKED) + b"0\r\n\r\n", bad)
     for name, start in {
         "99": b"HTTP/1.1 99 Low",

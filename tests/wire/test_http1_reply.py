@@ -125,6 +125,36 @@ def test_H60_H61_a_bad_reply_is_a_502_with_a_reason(lines: tuple[bytes, ...], st
     assert refusal(*lines, start=start) == code
 
 
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t "])
+def test_H60_whitespace_between_a_name_and_its_colon_is_removed(space: bytes) -> None:
+    """RFC 9112 §5.1, of a proxy and a response."""
+    reply = judge(b"X-A" + space + b": b : c", LENGTH, b"Set-Cookie" + space + b":d=e", b"X-F:" + space)
+    assert reply.headers == ((b"X-A", b"b : c"), (b"Content-Length", b"5"), (b"Set-Cookie", b"d=e"), (b"X-F", b""))
+    assert render(reply) == head(OK, b"X-A: b : c", b"Set-Cookie: d=e", b"X-F: ", LENGTH)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Content-Length : 5",
+        b"content_length : 5",
+        b"TRANSFER-ENCODING\t: chunked",
+        b"Connection : close",
+        b" X-A : b",
+        b"X A : b",
+        b" : b",
+        b"X-A\x0b: b",
+        b"X-A \x80: b",
+    ],
+)
+def test_H60_whitespace_stays_wrong_where_it_would_be_framing_or_no_name_at_all(line: bytes) -> None:
+    with pytest.raises(HttpError) as caught:
+        judge(b"X-Z : y", line, LENGTH)
+    assert caught.value.status == 502
+    with pytest.raises(HttpError):
+        judge(LENGTH, line)
+
+
 def test_H61_200_headers_and_64_kilobytes_pass() -> None:
     assert len(judge(*(b"X: y" for _ in range(200))).headers) == 200
     assert judge(b"X: " + b"y" * 60_000).forward
@@ -171,8 +201,23 @@ def test_hop_by_hop_fields_end_here() -> None:
     assert render(judge(LENGTH, *hop, b"Via: 1.1 local")) == head(OK, b"Via: 1.1 local", LENGTH)
 
 
-def test_426_says_what_to_upgrade_to() -> None:
-    assert b"Upgrade: websocket\r\n" in judge(LENGTH, b"Upgrade: websocket", start=b"HTTP/1.1 426 Upgrade").forward
+@pytest.mark.parametrize("connection", [(), (b"Connection: Upgrade, X-Gone",), (b"Connection: close, upgrade",)])
+def test_426_says_what_to_upgrade_to_and_that_it_is_of_this_hop(connection: tuple[bytes, ...]) -> None:
+    """RFC 9110 §7.8: who sends Upgrade names it in Connection."""
+    start = b"HTTP/1.1 426 Upgrade Required"
+    reply = judge(LENGTH, b"upgrade: websocket", *connection, start=start)
+    kept = head(start, b"upgrade: websocket", LENGTH, b"Connection: upgrade")
+    for _ in range(2):  # the second one is remembered
+        assert render(reply) == kept
+    assert render(reply, close=True) == head(start, b"upgrade: websocket", LENGTH, b"Connection: close, upgrade")
+    assert render(reply, minor=0) == head(start, b"upgrade: websocket", LENGTH, b"Connection: keep-alive, upgrade")
+    assert render(reply) == kept
+
+
+def test_426_without_upgrade_and_upgrade_without_426_say_nothing_of_it() -> None:
+    start = b"HTTP/1.1 426 Upgrade Required"
+    assert render(judge(LENGTH, start=start)) == head(start, LENGTH)
+    assert render(judge(LENGTH, b"Upgrade: h2c", b"Connection: upgrade")) == head(OK, LENGTH)
 
 
 @pytest.mark.parametrize(

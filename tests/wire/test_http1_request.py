@@ -245,9 +245,39 @@ def test_H33_absolute_form_of_the_edge_s_own_scheme() -> None:
     assert refusal(raw) == (400, "bad-scheme")
 
 
-@pytest.mark.parametrize(("target", "port"), [(b"http://ABC.example:80/", b":80"), (b"http://abc.example./", b"")])
-def test_H33_hosts_are_compared_in_one_form(target: bytes, port: bytes) -> None:
-    assert judge(start=b"GET " + target + b" HTTP/1.1", host=HOST + port).target == b"/"
+@pytest.mark.parametrize(
+    ("target", "port"),
+    [
+        (b"http://ABC.example:80/", b":80"),
+        (b"http://abc.example./", b""),
+        (b"http://abc.example:80/", b""),
+        (b"http://abc.example/", b":80"),
+        (b"https://abc.example:443/", b""),
+        (b"https://abc.example/", b":443"),
+        (b"https://abc.example:80/", b":80"),
+    ],
+)
+def test_H33_hosts_are_compared_in_one_form_and_with_the_scheme_s_port(target: bytes, port: bytes) -> None:
+    raw = head(b"GET " + target + b" HTTP/1.1", HOST + port)
+    assert judge_request(raw, REQUEST_LIMITS, scheme=target.partition(b":")[0].decode()).target == b"/"
+
+
+@pytest.mark.parametrize(
+    ("target", "port"),
+    [
+        (b"http://abc.example:443/", b""),
+        (b"http://abc.example/", b":443"),
+        (b"https://abc.example:80/", b""),
+        (b"https://abc.example/", b":80"),
+        (b"http://abc.example/", b":0"),
+        (b"http://abc.example:0/", b""),
+        (b"http://abc.example:8080/", b":80"),
+    ],
+)
+def test_H34_another_port_is_another_authority(target: bytes, port: bytes) -> None:
+    raw = head(b"GET " + target + b" HTTP/1.1", HOST + port)
+    with pytest.raises(HttpError, match="authority-not-host"):
+        judge_request(raw, REQUEST_LIMITS, scheme=target.partition(b":")[0].decode())
 
 
 @pytest.mark.parametrize(
@@ -318,10 +348,36 @@ def test_the_accept_of_the_rfc() -> None:
     assert websocket_accept(b"dGhlIHNhbXBsZSBub25jZQ==") == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
-def test_H58_te_is_noted_and_removed() -> None:
-    request = judge(b"TE: trailers, deflate;q=0.5", b"Connection: TE")
+@pytest.mark.parametrize("connection", [(), (b"Connection: TE",), (b"Connection: close, X-Secret, te",)])
+def test_H58_te_is_removed_and_ours_asks_for_trailers_where_the_visitor_did(connection: tuple[bytes, ...]) -> None:
+    """RFC 9110 §10.1.4."""
+    request = judge(b"TE: deflate;q=0.5, Trailers", b"X-Secret: a", b"Accept: b/c", *connection)
     assert request.block.te_trailers
+    kept = [b"Accept: b/c"] if b"X-Secret" in b"".join(connection) else [b"X-Secret: a", b"Accept: b/c"]
+    lines = (*kept, b"TE: trailers", b"Connection: TE")
+    assert render(request) == head(b"GET / HTTP/1.1", HOST, *lines)
+    assert render_request(request, b"inside", b"", body=0) == head(b"GET / HTTP/1.1", b"Host: inside", *lines)
+    edited = request._replace(block=request.block.edited({b"accept"}, ((b"X-New", b"1"),)))
+    assert render(edited).endswith(b"TE: trailers\r\nConnection: TE\r\nX-New: 1\r\n\r\n")
+
+
+@pytest.mark.parametrize("value", [b"", b"gzip", b"trailers;q=0", b"trailer", b"x-trailers"])
+def test_H58_te_for_something_else_than_trailers_only_goes(value: bytes) -> None:
+    request = judge(b"TE: " + value, b"Connection: TE")
     assert render(request) == head(b"GET / HTTP/1.1", HOST)
+
+
+def test_H58_no_trailers_are_asked_for_where_none_can_arrive() -> None:
+    upgrade = judge(*WEBSOCKET, b"TE: trailers", b"Connection: TE")
+    assert render(upgrade).count(b"Connection: ") == 1
+    assert b"Connection: Upgrade\r\nUpgrade: websocket\r\n" in render(upgrade)
+    assert b"TE:" not in render(upgrade)
+    raw = head(b"GET / HTTP/1.0", HOST, b"TE: trailers", b"Connection: TE, keep-alive", b"X-A: b")
+    old = judge_request(raw, REQUEST_LIMITS)
+    assert render(old) == head(b"GET / HTTP/1.1", HOST, b"X-A: b")
+    again = judge_request(raw, REQUEST_LIMITS, old.block)
+    assert again.block is old.block
+    assert again.keep_alive
 
 
 def test_H59_ours_stand_where_theirs_were() -> None:
