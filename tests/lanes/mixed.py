@@ -93,6 +93,8 @@ async def read_body(reader: Reader, head: Head, *, digest: hashlib._Hash | None 
     kept = bytearray()
 
     async def pass_on(size: int) -> None:
+        if size < 0:  # what a TCP tunnel brings may be anything
+            raise Cut("a body of less than nothing")
         while size:
             part = await reader.some(size)
             size -= len(part)

@@ -320,4 +320,5 @@ def main(seconds: float) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all children are ended, too
     sys.exit(main(float(os.environ.get("SOAK_SECONDS", SOAK_SECONDS))))
