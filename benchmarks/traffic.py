@@ -115,6 +115,12 @@ def requests(at: Stage, rounds: int) -> Iterator[Row]:
         rate(f"http://127.0.0.1:{at.tcp}/"),
         rate(beside),
     )
+    yield alternate(
+        Row("TCP tunnel, new connection per request", "req/s"),
+        rounds,
+        rate(f"http://127.0.0.1:{at.tcp}/", new_connections=True),
+        rate(beside, new_connections=True),
+    )
     if at.stock_label:
         stock = f"{at.stock_label}.localhost"
         yield alternate(
