@@ -44,6 +44,8 @@ from rustunnel_py.client.news import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Between two looks for lines: nobody sees it, and of a thousand connections a second few wake the thread.
+LINES_SECONDS = 0.02
 QUEUE_MAX = 1024  # several seconds of the busiest screen; what a reader this slow misses, it misses
 VISITS_SHOWN = 12  # fits a terminal of 24 lines beside the rest
 CLOSE_SECONDS = 1.0  # a screen that cannot be written to does not keep the agent from ending
@@ -115,7 +117,7 @@ def _sentence(news: News) -> str | None:
 class PlainScreen:
     """One line an event, with the time of day."""
 
-    pause = 0.0
+    pause = LINES_SECONDS
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -134,7 +136,7 @@ class PlainScreen:
 class JsonScreen:
     """One JSON object a line."""
 
-    pause = 0.0
+    pause = LINES_SECONDS
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
