@@ -80,11 +80,12 @@ def translate(target: Path) -> tuple[list[Path], list[str]]:
     except CompileError as error:
         fail("\n".join(["mypy is not content:", *error.messages]))
     errors = Errors(options)
-    modules, (files,), _ = emitmodule.compile_modules_to_c(
+    modules, contents, _ = emitmodule.compile_modules_to_c(
         result, compiler_options=settings, errors=errors, groups=groups
     )
     if errors.num_errors:
         fail("\n".join(["mypyc is not content:", *errors.new_messages()]))
+    (files,) = contents  # of the one group
     for name, content in files:
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)

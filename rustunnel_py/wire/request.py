@@ -199,7 +199,7 @@ class RequestBlock:
                 return None
             forward = b"%b%b: %b\r\n%b" % (forward[:at], name, value, forward[at + len(old) :])
             headers = (*headers[:place], (name, value), *headers[place + 1 :])
-        block: RequestBlock = object.__new__(RequestBlock)
+        block = RequestBlock.__new__(RequestBlock)
         block.raw = raw
         block.headers = headers
         block.forward = forward
