@@ -56,7 +56,7 @@ class Chain:
         self.client_ear = listening(self.client)
         self.server_ear = listening(self.server)
         self.ends: list[RelayEnd] = []
-        self.relay = join(self.left, self.right, on_end=self.ends.append)
+        self.relay = join(pump, self.left, self.right, on_end=self.ends.append)
         self.left.sink = Poisoned(self.left.sink)
         self.right.sink = Poisoned(self.right.sink)
 
