@@ -10,11 +10,10 @@ import time
 import trio
 
 LOOK_SECONDS = 1.0
-QUIET = 0.1  # of a processor, since the last look: whoever comes then may wait, and few do
-# Collections of the middle generation since the last full one, each of which comes after some ten thousand objects that
-# were made and not freed. Below the first there is little to find.
-DUE = 20
-OVERDUE = 200  # it is done whoever waits: garbage may be a few hundred MiB by now
+QUIET = 0.25  # of a processor, since the last look: few come, and fewer while it is done
+# Objects that were made since the last full collection, and not freed at once. Below the first there is little to find.
+DUE = 100_000
+OVERDUE = 500_000  # it is done whoever waits: the garbage may be 100 MiB by now
 _NEVER = 1_000_000_000
 
 MMAP_THRESHOLD = 128 * 1024  # bytes; glibc's own first value
@@ -42,12 +41,13 @@ async def collect_when_quiet() -> None:
     before = gc.get_threshold()
     gc.set_threshold(*before[:2], _NEVER)
     try:
+        at_a_time = before[0] * before[1]  # so many make a collection of the middle generation
         done, spent = _middle_collections(), time.process_time()
         while True:
             await trio.sleep(LOOK_SECONDS)
             last, spent = spent, time.process_time()
-            due = _middle_collections() - done
-            if due >= OVERDUE or (due >= DUE and spent - last < QUIET * LOOK_SECONDS):
+            made = (_middle_collections() - done) * at_a_time
+            if made >= OVERDUE or (made >= DUE and spent - last < QUIET * LOOK_SECONDS):
                 gc.unfreeze()
                 gc.collect()
                 gc.freeze()

@@ -55,7 +55,18 @@ async def test_full_collections_wait_until_it_is_quiet(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What happens in each second: how much was made, and how busy the process was."""
-    seconds = [(DUE - 1, 0.0), (1, 0.5), (DUE, 0.9), (0, 0.05), (5, 0.0), (OVERDUE - 6, 0.9), (1, 1.0), (0, 0.0)]
+    before = gc.get_threshold()
+    due, overdue = (-(-number // (before[0] * before[1])) for number in (DUE, OVERDUE))
+    seconds = [
+        (due - 1, 0.0),
+        (1, 0.5),
+        (due, 0.9),
+        (0, 0.05),
+        (due - 1, 0.0),
+        (overdue - due, 0.9),
+        (1, 1.0),
+        (0, 0.0),
+    ]
     collections, cpu, looked = 0, 0.0, 0
     collected: list[int] = []
 
@@ -73,7 +84,6 @@ async def test_full_collections_wait_until_it_is_quiet(
     monkeypatch.setattr(memory, "_middle_collections", middle)
     monkeypatch.setattr("time.process_time", lambda: cpu)
     monkeypatch.setattr("gc.collect", lambda: collected.append(looked))
-    before = gc.get_threshold()
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(memory.collect_when_quiet)

@@ -359,7 +359,7 @@ class Incoming:
             return
         self._leave()
         stream = self._stream
-        relay.join(stream, connection)
+        relay.join(self._serving.pump, connection, stream)
         self._serving.joined(served, visitor)
         if self._early:
             stream.sink.data(memoryview(self._early))
@@ -413,7 +413,7 @@ class Serving:
 
     def __init__(self, pump: Pump, screen: Screen, *, show_visitors: bool, stream_heads: bool = False) -> None:
         self.stream_heads = stream_heads
-        self._pump = pump
+        self.pump = pump
         self._screen = screen
         self._show_visitors = show_visitors
         self._tunnels: dict[str, Served] = {}
@@ -455,13 +455,13 @@ class Serving:
         if waiting is not None:
             self._start(waiting, served, visitor)
             return
-        self._announced[conn_id] = _Announced(served, visitor, self._pump.now + DIAL_SECONDS)
+        self._announced[conn_id] = _Announced(served, visitor, self.pump.now + DIAL_SECONDS)
         if len(self._announced) > ANNOUNCED_MAX:
             self._announced.popitem(last=False)
 
     def accept(self, stream: Stream) -> None:
         """A stream that the server opened."""
-        incoming = Incoming(self, stream, self._pump.now + DIAL_SECONDS)
+        incoming = Incoming(self, stream, self.pump.now + DIAL_SECONDS)
         self._incoming.add(incoming)
         stream.sink = incoming
 
@@ -484,8 +484,8 @@ class Serving:
 
     def trouble(self, served: Served, why: str) -> None:
         local = str(served.service.local)
-        if self._quiet_until.get(local, 0.0) <= self._pump.now:
-            self._quiet_until[local] = self._pump.now + TROUBLE_SECONDS
+        if self._quiet_until.get(local, 0.0) <= self.pump.now:
+            self._quiet_until[local] = self.pump.now + TROUBLE_SECONDS
             self._screen.show(LocalTrouble(local, why))
 
     def joined(self, served: Served, visitor: str) -> None:

@@ -292,7 +292,7 @@ class _TcpVisit:
         except HopError as error:
             self._refuse(error.code)
             return
-        relay.join(connection, pipe, on_end=self._ended)
+        relay.join(self._edge.pump, connection, pipe, on_end=self._ended)
         # What came while it waited was delivered and not credited: the join does both now.
         sink = connection.sink
         if self._held:

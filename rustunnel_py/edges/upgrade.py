@@ -1,8 +1,8 @@
 """A WebSocket end to end: the local service's own 101 goes back, then the connection and the pipe are joined.
 
 The request travels with its upgrade lines (`wire.http1.render_request`). Until the 101 is there, what the visitor
-sends is held unpaid; anything but a 101 is an ordinary reply. After the join nothing of HTTP is left: no deadline,
-half-close both ways, back-pressure from one side to the other.
+sends is held unpaid; anything but a 101 is an ordinary reply. After the join nothing of HTTP is left: no deadline
+but the relay's own for what is half closed, half-close both ways, back-pressure from one side to the other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rustunnel_py.transport.connection import Connection
-    from rustunnel_py.transport.relay import RelayEnd, Tap
+    from rustunnel_py.transport.relay import Clock, RelayEnd, Tap
     from rustunnel_py.wire.http1 import ReplyHead, RequestHead
     from rustunnel_py.wire.sink import Pipe
 
@@ -33,6 +33,7 @@ def refused_switch(request: RequestHead, reply: ReplyHead) -> HopError | None:
 
 
 def switch(
+    clock: Clock,
     connection: Connection,
     pipe: Pipe,
     reply: ReplyHead,
@@ -45,7 +46,7 @@ def switch(
     """Send the 101 and join. `early`: what came before it, not yet credited; `ended`: the visitor's end came, too."""
     connection.send(render_reply(reply, body=0, minor=1, close=False))
     connection.due = math.inf
-    join(connection, pipe, on_end=on_end, tap=tap)
+    join(clock, connection, pipe, on_end=on_end, tap=tap)
     if early:
         connection.sink.data(memoryview(early))
     if ended:

@@ -700,6 +700,7 @@ class Visitor:
         if tap is not None:
             tap.upgraded(reply)
         switch(
+            self._shared.pump,
             self.connection,
             pipe,
             reply,

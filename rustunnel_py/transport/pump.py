@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # The values of select.EPOLL* on Linux, by which both pumps speak to handlers: the names are missing elsewhere.
 EPOLLIN = 0x001
+EPOLLPRI = 0x002
 EPOLLOUT = 0x004
 EPOLLERR = 0x008
 EPOLLHUP = 0x010
@@ -59,9 +60,10 @@ class Handler(Protocol):
         """When `expired` is to be called, on the pump's clock; inf: no deadline."""
 
     def ready(self, flags: int) -> None:
-        """Flags are EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR of this module; the portable pump says the same.
+        """Flags are EPOLLIN, EPOLLPRI, EPOLLOUT, EPOLLRDHUP, EPOLLHUP, EPOLLERR of this module.
 
-        May come without reason: a descriptor that is not ready is no error.
+        The portable pump says EPOLLIN and EPOLLOUT alone, and again as long as there is more to read. May come without
+        reason: a descriptor that is not ready is no error.
         """
 
     def wants(self) -> int:
@@ -325,7 +327,7 @@ class EpollPump(_Pump):
         if self._ended:
             raise RuntimeError("the pump has ended")
         fd = handler.sock.fileno()
-        self._epoll.register(fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET)
+        self._epoll.register(fd, EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET)
         self._handlers[fd] = handler
         self._fresh.add(fd)
 

@@ -10,7 +10,9 @@ kind of end that was asked for; its deadlines are the connection's own. When bot
 passed, the connection ends by itself and nothing is heard but `gone`.
 
 Reading is edge-triggered (design rule 9): a short read means that the kernel has no more, unless a FIN or an
-error was seen, which only another read brings out; a full read goes to `again`. So no read ends in EAGAIN.
+error was seen, which only another read brings out, or urgent data, where a read stops short of the mark; a full read
+goes to `again`. So no read ends in EAGAIN. The mark itself means nothing here: urgent bytes are bytes of the stream, in
+their place (RFC 6093, section 5).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING
 
 from rustunnel_py.errors import Crash, Expired, LinkLost, Refused, Reset
 from rustunnel_py.model.tunnel import Peer
-from rustunnel_py.transport.pump import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, SCRATCH_SIZE
+from rustunnel_py.transport.pump import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, SCRATCH_SIZE
 from rustunnel_py.wire.sink import SILENT, Buffer, Sink
 
 if TYPE_CHECKING:
@@ -73,8 +75,9 @@ TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 
 _GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 
-_ENDING = EPOLLRDHUP | EPOLLHUP | EPOLLERR
-_READABLE = EPOLLIN | _ENDING
+# From the first of these on, short reads are followed by another one.
+_UNSURE = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+_READABLE = EPOLLIN | _UNSURE
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
 _STILL_CONNECTING = {errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EALREADY, getattr(errno, "WSAEWOULDBLOCK", -1)}
 
@@ -119,7 +122,6 @@ class SocketConnection:
         "_connected",
         "_due",
         "_end",
-        "_ending",
         "_eof",
         "_eof_sent",
         "_eof_wanted",
@@ -135,6 +137,7 @@ class SocketConnection:
         "_stall",
         "_taken",
         "_uncredited",
+        "_unsure",
         "_want_room",
         "gone",
         "pump",
@@ -170,7 +173,7 @@ class SocketConnection:
         self._send_error: OSError | None = None
         self._uncredited = 0
         self._paused = False  # nothing is read until credit comes
-        self._ending = False  # a FIN or an error was announced: short reads are followed by another
+        self._unsure = False  # a FIN, an error or urgent data was announced: short reads are followed by another
         self._eof = False  # the peer's clean end was delivered
         self._eof_wanted = False
         self._eof_sent = False
@@ -184,6 +187,8 @@ class SocketConnection:
         self._connected: Callable[[], None] | None = None
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Left out of line, the byte at the urgent mark would be missing from what is passed on.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         except OSError:
             pass  # not TCP: a socket pair
         pump.add(self)
@@ -337,7 +342,7 @@ class SocketConnection:
         self._blocked = False
         self._stall = math.inf
         self._send_error = error
-        self._ending = True
+        self._unsure = True
         self.pump.again(self, EPOLLERR | EPOLLIN)
 
     # input
@@ -364,8 +369,8 @@ class SocketConnection:
         if self._phase is not _OPEN:
             self._ready_otherwise(flags)
             return
-        if flags & _ENDING:
-            self._ending = True
+        if flags & _UNSURE:
+            self._unsure = True
             if flags & EPOLLERR and (self._paused or self._eof):
                 self._lose(Reset(self._reason()))
                 return
@@ -379,6 +384,8 @@ class SocketConnection:
 
     def _ready_otherwise(self, flags: int) -> None:
         phase = self._phase
+        if flags & _UNSURE:
+            self._unsure = True
         if phase is _CONNECTING:
             if flags & (EPOLLOUT | EPOLLERR | EPOLLHUP):
                 self._settle_connect(flags)
@@ -390,7 +397,7 @@ class SocketConnection:
                 self.flush()
         elif phase is _LINGERING:
             if flags & _READABLE:
-                self._drain(flags)
+                self._drain()
         elif phase is _CUTTING and flags & EPOLLERR:
             self._finish()
 
@@ -415,10 +422,8 @@ class SocketConnection:
         if self._eof_sent and self._phase is _OPEN:
             self._finish()
 
-    def _drain(self, flags: int) -> None:
+    def _drain(self) -> None:
         """Lingering: read and drop, until the peer's end or the deadline."""
-        if flags & _ENDING:
-            self._ending = True
         try:
             size = self._recv_into(self.pump.scratch)
         except (BlockingIOError, InterruptedError):
@@ -427,7 +432,7 @@ class SocketConnection:
             size = 0
         if size == 0:
             self._finish()
-        elif size == SCRATCH_SIZE or self._ending:
+        elif size == SCRATCH_SIZE or self._unsure:
             self.pump.again(self, EPOLLIN)
 
     def _reason(self) -> str:
@@ -526,7 +531,7 @@ class SocketConnection:
         try:
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self._ending = True
+            self._unsure = True
             self.pump.again(self, EPOLLERR | EPOLLIN)
 
     def _try_cut(self) -> None:
@@ -640,7 +645,7 @@ class TcpConnection(SocketConnection):
             return
         if self._uncredited >= READ_AHEAD:
             self._paused = True
-        elif size == SCRATCH_SIZE or self._ending:
+        elif size == SCRATCH_SIZE or self._unsure:
             pump.again(self, EPOLLIN)
 
 

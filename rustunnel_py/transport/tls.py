@@ -365,7 +365,7 @@ class TlsConnection(SocketConnection):
         if self.quickack:
             self._acknowledge()
         self._incoming.write(scratch[:size])
-        self._more = size == len(scratch) or self._ending
+        self._more = size == len(scratch) or self._unsure
         if not self._shaken:
             self._shake()
         if self._shaken and self._phase is _OPEN and self._incoming.pending:

@@ -22,7 +22,7 @@ import enum
 import struct
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from rustunnel_py.errors import Crash, Refused, Reset, YamuxError
 from rustunnel_py.wire.sink import SILENT
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from rustunnel_py.errors import LinkLost
     from rustunnel_py.wire.sink import Buffer, Later, Pipe, Sink
+
+_Moved: TypeAlias = tuple[int, int, int, int, int]
 
 HEADER = struct.Struct(">BBHII")
 HEADER_SIZE = HEADER.size
@@ -103,9 +105,10 @@ class Limits:
     SYN or ACK, and below it cannot go. A stream whose bytes are passed on fast may grow to `grown_window`, as long
     as all streams together have not grown by more than `growth` bytes. `max_streams` and `max_unacknowledged` bound
     what we open (a stock agent stands 512 and 256), `max_accepted` what the peer opens. `half_closed_seconds`: a
-    stream whose FIN we sent and on which nothing came for so long is reset (None: never). `error_is_final`: a peer
-    that said go-away with code 1 takes no new streams; a stock agent complains so and goes on (wire spec section
-    4).
+    stream that we ended and on which nothing moves for so long is reset (None: never), unless its sink owes credit:
+    then it is not the peer that is silent. One that only the peer ended is its sink's to end, which alone knows
+    whether what came is still being read. `error_is_final`: a peer that said go-away with code 1 takes no new streams;
+    a stock agent complains so and goes on (wire spec section 4).
     """
 
     window: int = INITIAL_WINDOW
@@ -233,7 +236,7 @@ class Session:
         self._starved = False  # can_open said no since streams_free was last called
         self._free_queued = False
         # what sweep looks after
-        self._half_closed: dict[Stream, tuple[int, float | None]] = {}
+        self._half_closed: dict[Stream, tuple[_Moved, float | None]] = {}
         self._sweeps = 0
         self._minute = self._second = float("-inf")
         self._unknown_left = UNKNOWN_A_MINUTE
@@ -403,13 +406,14 @@ class Session:
         limit = self._limits.half_closed_seconds
         if limit is None:
             return
-        for stream, (received, since) in list(self._half_closed.items()):
+        for stream, (moved, since) in list(self._half_closed.items()):
             if stream not in self._half_closed:
                 continue  # gone by a callback of one before it
-            if since is None or stream.received != received:
-                self._half_closed[stream] = (stream.received, now)
+            moves = stream._moved()
+            if since is None or moves != moved or stream._owes_credit():
+                self._half_closed[stream] = (moves, now)
             elif now - since >= limit:
-                self._abort(stream, Reset("half closed, and nothing came any more"))
+                self._abort(stream, Reset("half closed, and nothing moved any more"))
 
     def crashed(self, error: Exception) -> None:
         """A deferred call of ours raised (`streams_free` or `ended`)."""
@@ -483,6 +487,7 @@ class Session:
 
     def _take_credit(self, stream: Stream, credit: int, flags: int) -> None:
         stream._window_out += credit
+        stream._credited += credit
         if stream._window_out > MAX_CREDIT:
             self._violate("a window beyond 32 bits")
             return
@@ -776,6 +781,7 @@ class Stream:
     answered our SYN (by any frame), `received` counts payload bytes."""
 
     __slots__ = (
+        "_credited",
         "_dead",
         "_flags",
         "_full",
@@ -816,6 +822,7 @@ class Stream:
         self._window_in = INITIAL_WINDOW  # what the peer may still send
         self._window_out = INITIAL_WINDOW  # what we may still send
         self._owed = 0  # credit that was given and not told yet
+        self._credited = 0  # bytes that the peer has widened our window by
         self._pending: bytearray | None = None
         self._full = False  # a send returned False: `room` is due
         self._queued = False
@@ -854,6 +861,8 @@ class Stream:
         self._shut = True
         if self._pending is None:
             self._send_fin()
+        else:
+            self._session._half_closed[self] = (self._moved(), None)
 
     def credit(self, size: int) -> None:
         """So much of what came has been passed on; told to the peer when half a window has come together."""
@@ -959,7 +968,15 @@ class Stream:
         if self._got_fin:
             session._forget(self)
         else:
-            session._half_closed[self] = (self.received, None)
+            session._half_closed[self] = (self._moved(), None)
+
+    def _moved(self) -> _Moved:
+        """What is different after anything has moved, in either direction: payload, or credit for it."""
+        return self.received, self._window_in, self._owed, self._credited, self._window_out
+
+    def _owes_credit(self) -> bool:
+        """Something came that its sink has not passed on."""
+        return not self._got_fin and self._window_in + self._owed < self._window
 
     def _queue(self) -> None:
         if not self._queued:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.support.our_agent import OurAgent, agent_config, our_agent, tcp
+from tests.support.pairs import send_urgent
 from tests.support.running_server import running_server
 from tests.support.services import echo, pattern, tcp_service
 
@@ -122,6 +123,32 @@ async def test_T06_a_local_service_that_speaks_first(tmp_path: Path) -> None:
     ):
         with trio.fail_after(30):
             assert await visitor.receive_some(100) == b"220 ready\r\n"
+
+
+async def test_T13_urgent_data_goes_through_a_tunnel_in_its_place(tmp_path: Path) -> None:
+    """FTP and telnet send it to break something off: the byte at the mark belongs to the stream as all others do."""
+    async with (
+        tcp_service(echo) as port,
+        running_server(tmp_path, limits={"tcp_port_range": (30000, 30999)}) as server,
+        our_agent(agent_config(server, tcp(port))) as agent,
+    ):
+        with socket.create_connection(("127.0.0.1", public_port(agent)), timeout=30) as visitor:
+            for _ in range(5):
+                send_urgent(visitor, b"\xff\xf4", b"\xff", b"\xf2ABOR\r\n")
+                received = b""
+                while len(received) < 10:
+                    received += await trio.to_thread.run_sync(visitor.recv, 10)
+                assert received == b"\xff\xf4\xff\xf2ABOR\r\n"
+
+
+async def test_T13_urgent_data_in_a_head_does_not_hold_up_its_answer(tmp_path: Path) -> None:
+    async with running_server(tmp_path) as server:
+        for _ in range(5):
+            with socket.create_connection(
+                ("127.0.0.1", server.ready.http_port), timeout=8
+            ) as visitor:  # a head has 10 s
+                send_urgent(visitor, b"GET / HT", b"T", b"P/1.1\r\nHost: nobody.example\r\n\r\n")
+                assert (await trio.to_thread.run_sync(visitor.recv, 1000)).startswith(b"HTTP/1.1 404")
 
 
 @pytest.mark.slow

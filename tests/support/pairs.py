@@ -42,6 +42,18 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return one, other
 
 
+def send_urgent(sock: socket.socket, before: bytes, urgent: bytes, after: bytes) -> None:
+    """The mark is behind the last byte of `urgent`; all of it leaves at once where the system can hold it together."""
+    cork = getattr(socket, "TCP_CORK", None)
+    if cork is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, cork, 1)
+    sock.send(before)
+    sock.send(urgent, socket.MSG_OOB)
+    sock.send(after)
+    if cork is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, cork, 0)
+
+
 _KEY_USAGE = x509.KeyUsage(
     digital_signature=True,
     key_cert_sign=True,

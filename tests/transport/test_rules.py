@@ -194,7 +194,7 @@ async def test_rule_05_what_was_delivered_is_paid_in_the_end(pump_kind: Kind) ->
     async with open_pump(pump_kind) as pump:
         client, left = tcp_pair(pump)
         right, server = tcp_pair(pump)
-        join(left, right)
+        join(pump, left, right)
         slow = listening(Recorder(credits=False), server)
         sent = bytes(range(256)) * 64 * 1024  # 16 MiB: more than the kernel holds
 
@@ -224,7 +224,7 @@ async def test_rule_06_input_behind_a_join_goes_to_the_pipe(pump_kind: Kind) -> 
 
         class Upgrading(Recorder):
             def data(self, data: memoryview) -> None:
-                join(edge, pipe)
+                join(pump, edge, pipe)
                 edge.sink.data(data[4:])
                 edge.credit(4)
 

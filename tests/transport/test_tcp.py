@@ -26,7 +26,8 @@ from rustunnel_py.transport.tcp import (
     connect_tcp,
     peer_of,
 )
-from tests.support.pairs import do, pair, socket_pair, spin, tcp_pair
+from rustunnel_py.transport.tls import TlsConnection
+from tests.support.pairs import do, pair, send_urgent, socket_pair, spin, tcp_pair
 from tests.support.poison import Poisoned, Recorder
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Chain:
         self.client_ear = listening(self.client)
         self.server_ear = listening(self.server)
         self.ends: list[RelayEnd] = []
-        self.relay = join(self.left, self.right, on_end=self.ends.append)
+        self.relay = join(pump, self.left, self.right, on_end=self.ends.append)
         self.left.sink = Poisoned(self.left.sink)
         self.right.sink = Poisoned(self.right.sink)
 
@@ -189,19 +190,75 @@ async def test_T07_one_byte_writes_and_64_MiB_at_once(pump_kind: Kind, kind: str
 
 
 @both_pumps
-async def test_T13_urgent_data_and_empty_sends_do_no_harm(pump_kind: Kind) -> None:
+async def test_T13_urgent_data_is_data_and_empty_sends_do_no_harm(pump_kind: Kind) -> None:
     async with open_pump(pump_kind) as pump:
         left, right = socket_pair()
         connection = TcpConnection(pump, right)
         ear = listening(connection)
         left.send(b"!", socket.MSG_OOB)
         left.send(b"after")
-        await ear.wait(lambda: ear.received.endswith(b"after"))
+        with trio.fail_after(5):
+            assert await ear.wait_received(6) == b"!after"
+            # What FTP sends to break off a transfer.
+            send_urgent(left, b"\xff\xf4", b"\xff", b"\xf2ABOR\r\n")
+            assert await ear.wait_received(16) == b"!after\xff\xf4\xff\xf2ABOR\r\n"
         do(pump, connection, lambda: connection.send(b""), lambda: connection.push(b""), lambda: connection.send(b"x"))
         left.settimeout(5)
         assert await trio.to_thread.run_sync(left.recv, 10) == b"x"
         left.close()
         await ear.wait_heard("eof")
+
+
+@both_pumps
+@both_kinds
+async def test_T13_what_follows_an_urgent_mark_is_read_at_once(pump_kind: Kind, kind: str) -> None:
+    """A read stops short of the mark, and no event comes for what is behind it."""
+    async with open_pump(pump_kind) as pump:
+        client, server = pair(kind, pump)
+        ear = listening(server)
+        do(pump, client, lambda: client.send(b"hello"))
+        await ear.wait_received(5)
+        for round in range(20):
+            sent = b"AB" + bytes([round]) + b"DE"
+            if isinstance(client, TlsConnection):
+                client.ssl_object.write(sent)
+                wire = client._outgoing.read()
+            else:
+                wire = sent
+            send_urgent(client.sock, wire[:2], wire[2:3], wire[3:])
+            with trio.fail_after(5):
+                await ear.wait(lambda sent=sent: ear.received.endswith(sent))  # type: ignore[misc]
+
+
+@both_pumps
+async def test_T13_urgent_data_that_comes_while_reading_is_paused_is_read_with_the_rest(pump_kind: Kind) -> None:
+    async with open_pump(pump_kind) as pump:
+        left, right = socket_pair()
+        connection = TcpConnection(pump, right)
+        ear = listening(connection, credits=False)
+        left.send(bytes(READ_AHEAD))
+        await ear.wait(lambda: connection._paused)
+        send_urgent(left, b"AB", b"C", b"DE")
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(ear.received) == READ_AHEAD
+        do(pump, connection, lambda: connection.credit(READ_AHEAD))
+        with trio.fail_after(5):
+            await ear.wait_received(READ_AHEAD + 5)
+        left.close()
+        await ear.wait_heard("eof")
+
+
+@both_pumps
+async def test_T13_a_lingering_connection_drains_past_an_urgent_mark_and_sees_the_end(pump_kind: Kind) -> None:
+    async with open_pump(pump_kind) as pump:
+        left, right = socket_pair()
+        connection = TcpConnection(pump, right)
+        do(pump, connection, connection.close_lingering)
+        assert await trio.to_thread.run_sync(left.recv, 10) == b""
+        send_urgent(left, b"AB", b"C", b"DE")
+        left.close()
+        with trio.fail_after(1):  # well before the end of its patience
+            await spin(lambda: connection.is_gone)
 
 
 @both_pumps

@@ -490,6 +490,42 @@ def test_Y25_half_closed_with_nothing_coming_has_a_limit() -> None:
     assert other.events == []
 
 
+def test_Y25_an_end_behind_bytes_that_the_peer_does_not_take_has_the_limit_too() -> None:
+    side = client(Limits(half_closed_seconds=300))
+    hearing = opened(side)
+    assert hearing.stream is not None
+    hearing.stream.send(bytes(2 * INITIAL_WINDOW))
+    hearing.stream.send_eof()
+    side.session.sweep(0)
+    for second in range(1, 900):  # as much leaves as is granted, so that the window looks the same each time
+        side.feed(window_frame(1, 100))
+        side.session.sweep(second)
+    assert hearing.events == []
+    side.session.sweep(899 + 299)
+    assert hearing.events == []
+    side.session.sweep(899 + 300)
+    assert hearing.events == ["lost"]
+    assert side.session.open_streams == 0
+
+
+def test_Y25_nobody_is_silent_whose_bytes_wait_at_our_own_end() -> None:
+    side = client(Limits(half_closed_seconds=300))
+    hearing = opened(side)
+    assert hearing.stream is not None
+    hearing.pays = False
+    hearing.stream.send_eof()
+    side.feed(data_frame(1, bytes(1000)))
+    for second in range(1000):
+        side.session.sweep(second)
+    assert hearing.events == []
+    hearing.stream.credit(1000)
+    side.session.sweep(1000)
+    side.session.sweep(1299)
+    assert hearing.events == []
+    side.session.sweep(1300)
+    assert hearing.events == ["lost"]
+
+
 def test_Y25_the_limit_can_be_off() -> None:
     side = client(Limits(half_closed_seconds=None))
     hearing = opened(side)
