@@ -49,6 +49,7 @@ BASE_REST_SECONDS = 20.0  # what ends by itself behind a load: holds, idle threa
 REST_SECONDS = 120.0  # at most, until everything is back
 LOOK_SECONDS = 3.0
 SHOWN_SECONDS = 60.0
+TOLD_MAX = 50  # of what went wrong
 FLAP_SECONDS = 3.0
 REVOKE_SECONDS = 10.0
 MIB = 1048576
@@ -200,6 +201,7 @@ class Bench:
         for agent in self.flapping:
             await trio.to_thread.run_sync(agent.wait_serving)
         began = shown = time.monotonic()
+        told = 0  # of what went wrong
         async with trio.open_nursery() as nursery:
             for kind in load.all_kinds():
                 for _ in range(kind.visitors):
@@ -215,8 +217,11 @@ class Bench:
                     print(
                         f"{shown - began:.0f} s: {done} visits, {self.deaths} deaths, {len(load.wrong)} wrong, "
                         f"{memory[-1][1]:.1f} MiB",
+                        *load.wrong[told:TOLD_MAX],
+                        sep="\n  ",
                         flush=True,
                     )
+                    told = len(load.wrong)
             over.set()
         return memory
 
