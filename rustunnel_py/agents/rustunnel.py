@@ -118,6 +118,7 @@ class RustunnelAgent:
             prompt=not self.is_stock,
             first_byte_seconds=first_byte_seconds,
             data_lost=self._data_lost,
+            is_shared=lambda: len(session.tunnels) > 1,
             limits=STOCK_LIMITS if features is None else MANY_LIMITS if wire.MANY_STREAMS in features else LIMITS,
         )
         self._pump = pump

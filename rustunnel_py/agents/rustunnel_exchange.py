@@ -200,7 +200,7 @@ class LinkExchange:
         if phase == _OVER:
             return
         if phase == _WAITING:
-            self._link.left_queue()
+            self._link.left_queue(self)
         self._over()
         self._stream.reset()
         self._stream = _NOWHERE
@@ -261,7 +261,7 @@ class LinkExchange:
     def expire(self) -> None:
         """The link's sweep found it overdue."""
         if self._phase == _WAITING:
-            self._link.left_queue()
+            self._link.left_queue(self)
             self.give_up(self._link.no_place())
         elif self._phase == _HEAD:
             self._fail(504, "local-service-slow", "The local service did not answer in time.")
@@ -274,7 +274,7 @@ class LinkExchange:
     def crashed(self, error: Exception) -> None:
         """A deferred call of ours raised."""
         if self._phase == _WAITING:
-            self._link.left_queue()
+            self._link.left_queue(self)
         if self._phase != _OVER:
             self._fail(500, "crash", "The server failed to pass on this exchange.", Hop.EDGE)
 
@@ -489,7 +489,7 @@ class LinkExchange:
         self._local = None
         link.unanswered.discard(self)
         session = link.session
-        if session is not None and link.has_place(session):
+        if session is not None and link.has_place(session, self.visit.tunnel_id):
             self.start(link.open_local(session, self.visit), fresh=True)
             return
         self._phase = _WAITING

@@ -11,8 +11,10 @@ of its tunnel and carries the next request. How the link predicts:
 * A kept stream that turns out closed before anything of the reply came is replaced by a fresh one, once, where the
   request may be repeated: an idempotent method, and its body still at hand.
 * Where there is no data socket, or no place (as many open streams as the agent stands, or 256 unacknowledged ones),
-  exchanges and pipes wait in one queue, bounded in number and time. It blocks nobody: heartbeats and kept streams
-  go on.
+  exchanges and pipes wait, bounded in number and time, in a line for each tunnel. That blocks nobody: heartbeats and
+  kept streams go on.
+* No tunnel shuts out the others of its session: it takes places, open or unacknowledged ones, and stands in line, as
+  long as it has less than `SHARE` times what is left. The only tunnel of a session may take all.
 * What was read of a stream is paid for: framing by the link at once, payload by the edge's `credit`, the rest at the
   end, so that a kept stream's window never shrinks.
 * Loss of the data socket fails what is in flight at once; what waits goes on waiting for the next one.
@@ -21,15 +23,14 @@ of its tunnel and carries the next request. How the link predicts:
 from __future__ import annotations
 
 import secrets
-from collections import deque
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from rustunnel_py.agents.rustunnel_exchange import LinkExchange
-from rustunnel_py.agents.rustunnel_waiting import WaitingPipe
+from rustunnel_py.agents.rustunnel_waiting import Lines, Waiting, WaitingPipe
 from rustunnel_py.errors import Expired, Hop, HopError, LinkLost, Reset
 from rustunnel_py.model.visit import Carries
 from rustunnel_py.wire.proxy import encode as encode_proxy
-from rustunnel_py.wire.yamux import Limits, Role, Session, Stream
+from rustunnel_py.wire.yamux import Group, Limits, Role, Session, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,9 @@ RETIRE_SECONDS = 2.0  # for the local service to end a connection that is of no 
 # Kept streams that are reset to make place for others, a second; the rest are ended politely, which takes a moment
 # longer. Our own agent gives up a session that resets 1 000.
 EVICTIONS_A_SECOND = 250
+# Where several tunnels share a session, one may have so many times the places that are left: three quarters of all if
+# it is the only one that wants many, three sevenths if two do. Whoever has few finds one, however many others crowd.
+SHARE = 3
 
 
 class PumpPart(Protocol):
@@ -109,10 +113,13 @@ class RustunnelLink:
         *,
         prompt: bool = False,
         first_byte_seconds: float = FIRST_BYTE_SECONDS,
+        is_shared: Callable[[], bool] = lambda: False,
         data_lost: Callable[[LinkLost], None] | None = None,
         limits: Limits = Limits(),  # noqa: B008  (frozen)
     ) -> None:
         """`prompt`: the agent acknowledges streams at once (ours; the stock one only with its first byte).
+
+        `is_shared` says whether the session has several tunnels; asked when a stream is to be opened.
 
         `data_lost` is called when a data socket's session ended by itself: its owner closes the socket, flushing it.
         """
@@ -120,6 +127,7 @@ class RustunnelLink:
         self.pump = pump
         self._begin = begin
         self._prompt = prompt
+        self._is_shared = is_shared
         self._first_byte_seconds = first_byte_seconds
         self._data_lost = data_lost
         self._limits = limits
@@ -132,18 +140,24 @@ class RustunnelLink:
         self._oldest: list[tuple[float, Local]] = []
         self.unanswered: set[LinkExchange] = set()
         self._opening: dict[Stream, float] = {}
-        self._queue: deque[LinkExchange | WaitingPipe] = deque()
-        self._waiting = 0
+        self._groups: dict[str, Group] = {}  # by tunnel: its streams; dropped by the sweep when it has none
+        self._lines = Lines()
+        self._crowded = False  # a tunnel waits for a place though there are some: it has its part
         self._evictions_left = EVICTIONS_A_SECOND
         self._off_sweep = pump.on_sweep(self.sweep)
 
     def __repr__(self) -> str:
-        return f"<RustunnelLink {self.session!r}, {self._waiting} waiting>"
+        return f"<RustunnelLink {self.session!r}, {self.waiting} waiting>"
 
     @property
     def connected(self) -> bool:
         """There is a data socket."""
         return self.session is not None
+
+    @property
+    def waiting(self) -> int:
+        """Visits that wait for a place or a data socket."""
+        return self._lines.count
 
     # the waist
 
@@ -156,7 +170,7 @@ class RustunnelLink:
             if local is not None:
                 exchange.start(local, fresh=False)
                 return exchange
-            if self.has_place(session):
+            if self.has_place(session, visit.tunnel_id):
                 exchange.start(self.open_local(session, visit), fresh=True)
                 return exchange
         self.enqueue(exchange)
@@ -165,7 +179,7 @@ class RustunnelLink:
     def open(self, visit: Visit) -> Pipe:
         """A raw connection to the local service. Raises HopError(503) as `exchange` does."""
         session = self.session
-        if session is not None and self.has_place(session):
+        if session is not None and self.has_place(session, visit.tunnel_id):
             return self._open_raw(session, visit)
         pipe = WaitingPipe(self, visit)
         self.enqueue(pipe)
@@ -182,14 +196,14 @@ class RustunnelLink:
             trunk,
             self.pump.later,
             ended=self._ended,
-            streams_free=self._serve_queue,
+            streams_free=self._serve_lines,
             limits=self._limits,
         )
         trunk.sink = session
         self.session = session
         session.ping(secrets.randbits(32))  # both stock sides do so right at the start
         trunk.keep_alive(session.ping)
-        self._serve_queue()
+        self._serve_lines()
 
     def detach(self, error: LinkLost) -> None:
         """The data socket is given up by its owner: what is in flight fails at once."""
@@ -206,16 +220,16 @@ class RustunnelLink:
         self._closed = error
         self._off_sweep()
         self.detach(error)
-        while self._queue:
-            waiting = self._queue.popleft()
+        for waiting in self._lines.clear():
             if waiting.waits:
                 waiting.give_up(HopError(Hop.AGENT, 502, "agent-lost", "The agent's connection was lost."))
-        self._waiting = 0
 
     def forget_tunnel(self, tunnel_id: str) -> None:
         """The tunnel ended: its kept streams are of no more use."""
         for local in self._kept.pop(tunnel_id, ()):
             self.retire(local)
+        if self._crowded:
+            self.pump.later(self, self._serve_lines)  # who shares the session with fewer may have more of it
 
     def sweep(self, now: float) -> None:
         """Once a second, by the pump: deadlines of streams and of those who wait."""
@@ -224,9 +238,11 @@ class RustunnelLink:
         for exchange in self.unanswered:
             if now - exchange.since > self._first_byte_seconds:
                 later(exchange, exchange.expire)
-        for waiting in self._queue:
-            if waiting.waits and now - waiting.since > QUEUE_SECONDS:
+        for waiting in self._lines:
+            if now - waiting.since > QUEUE_SECONDS:
                 later(waiting, waiting.expire)
+        for tunnel_id in [tunnel_id for tunnel_id, group in self._groups.items() if not group.open]:
+            del self._groups[tunnel_id]
         self._sweep_locals(now)
         session = self.session
         if session is not None:
@@ -306,19 +322,37 @@ class RustunnelLink:
             self.retire(pool.pop())
         return None
 
-    def has_place(self, session: Session) -> bool:
-        """A stream may be opened, if need be after giving up the one that was idle longest."""
+    def has_place(self, session: Session, tunnel_id: str) -> bool:
+        """The tunnel may open a stream, if need be after giving up the one that was idle longest."""
+        if self._is_shared() and self._crowds(session, tunnel_id):
+            self._crowded = True
+            session.tell_when_free()
+            return False
         if session.can_open():
             return True
         if session.goes_away or session.unacknowledged >= self._limits.max_unacknowledged:
             return False
-        if len(self._retiring) > self._waiting:
+        if len(self._retiring) > self.waiting:
             return False  # as many are ending already as there are that wait
         oldest = self._pop_oldest()
         if oldest is None:
             return False
         self._evict(oldest)
         return session.can_open()
+
+    def _crowds(self, session: Session, tunnel_id: str) -> bool:
+        """The tunnel has its part of the session's places. A kept stream that is idle is a place that is left."""
+        group = self._groups.get(tunnel_id)
+        unacknowledged = 0 if group is None else group.unacknowledged
+        if unacknowledged >= SHARE * (self._limits.max_unacknowledged - session.unacknowledged):
+            return True
+        left = self._limits.max_streams - session.open_streams
+        has = 0 if group is None else group.open
+        if has < SHARE * left:
+            return False
+        kept = self._kept
+        left += sum(map(len, kept.values()))
+        return has - len(kept.get(tunnel_id, ())) >= SHARE * left
 
     def _pop_oldest(self) -> Local | None:
         """Take the kept stream that was idle longest out of its pool."""
@@ -342,8 +376,12 @@ class RustunnelLink:
             self.retire(local)
 
     def _open_stream(self, session: Session, visit: Visit) -> Stream:
+        tunnel_id = visit.tunnel_id
+        group = self._groups.get(tunnel_id)
+        if group is None:
+            group = self._groups[tunnel_id] = Group()
         # Alone in the first frame, as the original sends its ids.
-        stream = session.open(self._begin(visit))
+        stream = session.open(self._begin(visit), group)
         if self._prompt:
             self._opening[stream] = self.pump.now + OPENING_SECONDS
         return stream
@@ -370,28 +408,32 @@ class RustunnelLink:
             if before is not None:
                 self.retire(before)
             return
-        if self._waiting and self._hand_over(local):
-            return
         pool = self._kept.get(local.tunnel_id)
         if pool is None:
             pool = self._kept[local.tunnel_id] = []
         pool.append(local)
+        if self._lines.count:
+            self._hand_over(local, pool)
 
-    def _hand_over(self, local: Local) -> bool:
-        """Give a stream that just became idle to the first that waits, or its place if that one wants another."""
-        first = self._first_waiting()
-        if first is None:
-            return False
-        if isinstance(first, LinkExchange) and first.may_use(local):
-            self._queue.popleft()
-            self._waiting -= 1
-            first.start(local, fresh=False)
-            return True
-        if local.session.open_streams < self._limits.max_streams:
-            return False  # unacknowledged streams are what it waits for: ending this one helps nobody
-        self._evict(local)
-        self.pump.later(self, self._serve_queue)
-        return True
+    def _hand_over(self, local: Local, pool: list[Local]) -> None:
+        """Give a stream that just became idle to the first that may use it, or its place to one that wants another."""
+        session = local.session
+        # Else it is unacknowledged streams that are waited for, or a part: ending this one helps nobody.
+        is_full = session.open_streams >= self._limits.max_streams
+        own = self._lines.first(local.tunnel_id)
+        for first in self._lines.firsts() if is_full else () if own is None else (own,):
+            if isinstance(first, LinkExchange) and first.may_use(local):
+                pool.pop()
+                self._lines.remove(first)
+                first.start(local, fresh=False)
+                return
+            if is_full and not (self._is_shared() and self._crowds(session, first.visit.tunnel_id)):
+                pool.pop()
+                self._evict(local)
+                self.pump.later(self, self._serve_lines)
+                return
+        if self._crowded:
+            self.pump.later(self, self._serve_lines)  # an idle stream is a place that is left
 
     def retire(self, local: Local) -> None:
         """End a connection that is of no more use: politely, then by RST."""
@@ -420,49 +462,46 @@ class RustunnelLink:
 
     # those who wait
 
-    def enqueue(self, waiting: LinkExchange | WaitingPipe, *, first: bool = False) -> None:
+    def enqueue(self, waiting: Waiting, *, first: bool = False) -> None:
         if self._closed is not None:
             raise HopError(Hop.AGENT, 503, "agent-away", "The agent of this tunnel is not connected.", retry_after=1)
-        if self._waiting >= QUEUE_MAX:
+        count = self._lines.count
+        tunnel_id = waiting.visit.tunnel_id
+        if count >= QUEUE_MAX or (self._is_shared() and self._lines.length(tunnel_id) >= SHARE * (QUEUE_MAX - count)):
             raise HopError(
                 Hop.AGENT, 503, "agent-busy", "Too many visits wait for the agent of this tunnel.", retry_after=1
             )
         waiting.since = self.pump.now
-        self._waiting += 1
-        if first:
-            self._queue.appendleft(waiting)
+        self._lines.add(waiting, first=first)
+
+    def left_queue(self, waiting: Waiting) -> None:
+        """It gave up."""
+        self._lines.remove(waiting)
+
+    def _serve_lines(self) -> None:
+        """One of each line in turn, as long as there are places for it."""
+        self._crowded = False
+        firsts = self._lines.firsts()
+        while firsts:
+            firsts = [behind for first in firsts if (behind := self._serve(first)) is not None]
+
+    def _serve(self, first: Waiting) -> Waiting | None:
+        """Start the first of a line; whoever stands behind it then, or None where it has to go on waiting."""
+        session = self.session
+        if session is None:
+            return None
+        visit = first.visit
+        local = self._take(visit, first.repeatable) if isinstance(first, LinkExchange) else None
+        if local is None and not self.has_place(session, visit.tunnel_id):
+            return None
+        self._lines.remove(first)
+        if isinstance(first, WaitingPipe):
+            first.start(self._open_raw(session, visit))
+        elif local is not None:
+            first.start(local, fresh=False)
         else:
-            self._queue.append(waiting)
-
-    def left_queue(self) -> None:
-        """One of the queue gave up; its entry is dropped when it comes to the front."""
-        self._waiting -= 1
-        if not self._waiting:
-            self._queue.clear()
-
-    def _first_waiting(self) -> LinkExchange | WaitingPipe | None:
-        queue = self._queue
-        while queue and not queue[0].waits:
-            queue.popleft()
-        return queue[0] if queue else None
-
-    def _serve_queue(self) -> None:
-        while (first := self._first_waiting()) is not None:
-            session = self.session
-            if session is None:
-                return
-            visit = first.visit
-            local = self._take(visit, first.repeatable) if isinstance(first, LinkExchange) else None
-            if local is None and not self.has_place(session):
-                return
-            self._queue.popleft()
-            self._waiting -= 1
-            if isinstance(first, WaitingPipe):
-                first.start(self._open_raw(session, visit))
-            elif local is not None:
-                first.start(local, fresh=False)
-            else:
-                first.start(self.open_local(session, visit), fresh=True)
+            first.start(self.open_local(session, visit), fresh=True)
+        return self._lines.first(visit.tunnel_id)
 
     def no_place(self) -> HopError:
         """What a visit hears that has waited long enough."""

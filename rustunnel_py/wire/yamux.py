@@ -126,6 +126,16 @@ class Limits:
             raise ValueError(f"a yamux window is {INITIAL_WINDOW} to {MAX_CREDIT} bytes, not {self.window}")
 
 
+class Group:
+    """How many streams there are of those that were opened with it, for who shares a session out."""
+
+    __slots__ = ("open", "unacknowledged")
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.unacknowledged = 0
+
+
 class Session:
     """One yamux session over one trunk.
 
@@ -273,10 +283,14 @@ class Session:
         self._starved = True
         return False
 
-    def open(self, first: Buffer) -> Stream:
+    def tell_when_free(self) -> None:
+        """Call `streams_free` when a stream has ended or was acknowledged, as after a False of `can_open`."""
+        self._starved = True
+
+    def open(self, first: Buffer, group: Group | None = None) -> Stream:
         """Open a stream; `first` goes out in the frame that carries the SYN (all of it while the trunk has room).
 
-        Raises Refused where `can_open` is False.
+        It is counted in `group` while it lasts. Raises Refused where `can_open` is False.
         """
         if not self.can_open():
             raise Refused("no further stream may be opened on this session")
@@ -286,6 +300,10 @@ class Session:
             self.goes_away = self._draining = True
         self._streams[stream.id] = stream
         self.unacknowledged += 1
+        if group is not None:
+            stream._group = group
+            group.open += 1
+            group.unacknowledged += 1
         stream._flags = SYN
         extra = self._limits.window - INITIAL_WINDOW
         size = len(first)
@@ -620,9 +638,14 @@ class Session:
             self._end(Reset(f"the peer went away with code {code}"))
 
     def _acknowledge(self, stream: Stream) -> None:
+        self._note_acknowledged(stream)
+        self._maybe_free()
+
+    def _note_acknowledged(self, stream: Stream) -> None:
         stream.acknowledged = True
         self.unacknowledged -= 1
-        self._maybe_free()
+        if stream._group is not None:
+            stream._group.unacknowledged -= 1
 
     def _send_acks(self) -> None:
         """Acknowledge what was accepted in this call, unless its first frame has done so.
@@ -675,9 +698,10 @@ class Session:
         self._half_closed.pop(stream, None)
         self._growth_left += stream._window - self._limits.window
         stream._window = self._limits.window
+        if stream._group is not None:
+            stream._group.open -= 1
         if not stream.acknowledged:
-            stream.acknowledged = True
-            self.unacknowledged -= 1
+            self._note_acknowledged(stream)
         self._late_frames = min(self._late_frames + LATE_FRAMES, LATE_FRAMES * self._limits.max_streams)
         self._maybe_free()
         if self._draining and not self._streams:
@@ -787,6 +811,7 @@ class Stream:
         "_full",
         "_got_fin",
         "_grants",
+        "_group",
         "_owed",
         "_pending",
         "_queued",
@@ -815,6 +840,7 @@ class Stream:
         self.acknowledged = False
         self.received = 0
         self._session = session
+        self._group: Group | None = None
         self._flags = 0  # SYN or ACK: goes with the next frame, whatever it is
         self._window = session._limits.window  # what the peer may send unread
         self._grants = 0  # in this time between two sweeps, of which `_since` is the number

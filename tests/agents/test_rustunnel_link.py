@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,9 @@ from rustunnel_py.model.visit import LocalTarget, VisitKind
 from rustunnel_py.wire.http1 import websocket_accept
 from tests.support.link_bench import GET, LinkBench, Turn, head_of
 from tests.support.muxpair import Hearing
+
+if TYPE_CHECKING:
+    from rustunnel_py.wire.sink import Pipe
 
 POST = b"POST /p HTTP/1.1\r\nHost: app.example\r\nContent-Length: 5\r\n\r\n"
 PUT = POST.replace(b"POST", b"PUT")
@@ -724,6 +729,161 @@ def test_a_pipe_waits_for_a_place_and_can_be_given_up() -> None:
     bench.settle()
     assert len(bench.streams) == 2
     assert bench.streams[1].received[16:] == b"x"
+
+
+# several tunnels share a session
+
+
+def open_pipes(bench: LinkBench, tunnel: str, count: int) -> list[Pipe]:
+    """The agent hears of them only when the bench settles: until then it has acknowledged none."""
+    return [bench.link.open(bench.visit(tunnel=tunnel, kind=VisitKind.TCP)) for _ in range(count)]
+
+
+def test_T09_one_tunnel_leaves_others_unacknowledged_streams() -> None:
+    """A stock agent acknowledges nothing of a visitor for whom its local service has nothing to say."""
+    bench = LinkBench(shared=True)
+    silent = open_pipes(bench, "t1", 260)
+    session = bench.link.session
+    assert session is not None
+    assert (session.unacknowledged, bench.link.waiting) == (192, 68)
+    turn = Turn()
+    bench.link.exchange(bench.visit(tunnel="t2"), head_of(GET), turn).finish()
+    assert (session.unacknowledged, bench.link.waiting) == (193, 68)
+    for pipe in silent:
+        pipe.reset()
+    bench.settle()
+    bench.reply(bench.streams[-1], OK)
+    assert turn.events[-1] == "end"
+    assert (session.unacknowledged, session.open_streams, bench.link.waiting) == (0, 1, 0)
+
+
+def test_T09_however_many_tunnels_crowd_another_one_finds_a_place() -> None:
+    bench = LinkBench(shared=True)
+    session = bench.link.session
+    assert session is not None
+    taken = []
+    for number in range(4):
+        before = session.open_streams
+        for _ in range(2):  # what is acknowledged makes place for more
+            open_pipes(bench, f"t{number}", (155, 40, 10, 3)[number])
+            bench.settle()
+        taken.append(session.open_streams - before)
+    assert taken == [300, 75, 19, 5]
+    assert bench.request(visit=bench.visit(tunnel="another")).events == []
+    assert session.open_streams == 400
+
+
+def test_T09_the_only_tunnel_of_a_session_may_have_all_places() -> None:
+    bench = LinkBench(max_streams=40)
+    open_pipes(bench, "t1", 50)
+    bench.settle()
+    assert bench.link.session is not None
+    assert bench.link.session.open_streams == 40
+
+
+def test_T09_who_waits_for_a_place_of_his_own_tunnel_holds_up_nobody_behind_him() -> None:
+    bench = LinkBench(max_streams=4)
+    taken = open_pipes(bench, "t1", 6)
+    later = bench.request(visit=bench.visit(tunnel="t2"))
+    assert bench.link.waiting == 3
+    bench.shared = True  # the second tunnel was registered just now, say
+    taken[0].reset()
+    bench.settle()
+    assert bench.link.waiting == 2
+    bench.reply(bench.streams[-1], OK)
+    assert later.events[-1] == "end"
+    taken[1].reset()  # now it has two, and two are left
+    bench.settle()
+    assert bench.link.waiting == 1
+
+
+def test_T09_one_tunnel_does_not_fill_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rustunnel_link, "QUEUE_MAX", 40)
+    bench = LinkBench(connect=False, shared=True)
+    open_pipes(bench, "t1", 30)
+    with pytest.raises(HopError) as caught:
+        open_pipes(bench, "t1", 1)
+    assert (caught.value.status, caught.value.code) == (503, "agent-busy")
+    open_pipes(bench, "t2", 7)
+    assert bench.link.waiting == 37
+    bench.connect()
+    assert bench.link.waiting == 0
+
+
+def test_T09_kept_streams_that_are_idle_are_places_that_are_left() -> None:
+    bench = LinkBench(max_streams=8, shared=True)
+    others = [bench.request(visit=bench.visit(tunnel="t2")) for _ in range(3)]
+    open_pipes(bench, "t1", 5)
+    bench.settle()
+    session = bench.link.session
+    assert session is not None
+    assert (session.open_streams, bench.link.waiting) == (7, 1)
+    bench.reply(bench.streams[0], OK)
+    assert others[0].events[-1] == "end"
+    assert (session.open_streams, bench.link.waiting) == (8, 0)
+    bench.pump.now += 1
+    # Full, but for two that are idle: they make place for a tunnel that has none.
+    bench.reply(bench.streams[1], OK)
+    bench.request(visit=bench.visit(tunnel="t3"))
+    assert (session.open_streams, bench.link.waiting) == (8, 0)
+    assert [stream.events for stream in bench.streams[:3]] == [["lost"], [], []]
+
+
+def test_T09_a_stream_that_becomes_idle_makes_place_for_a_tunnel_that_has_fewer() -> None:
+    bench = LinkBench(max_streams=5)
+    turns = [bench.request() for _ in range(5)]
+    waiting = open_pipes(bench, "t1", 1) + open_pipes(bench, "t2", 1)
+    bench.shared = True
+    bench.reply(bench.streams[0], OK)
+    assert turns[0].events[-1] == "end"
+    assert bench.streams[0].events == ["lost"]
+    assert bench.link.waiting == 1
+    waiting[1].send(b"x")
+    bench.settle()
+    assert bench.streams[5].received[16:] == b"x"
+
+
+def test_T09_no_idle_stream_is_ended_for_a_tunnel_that_has_its_part() -> None:
+    bench = LinkBench(max_streams=5)
+    for _ in range(5):
+        bench.request()
+    open_pipes(bench, "t1", 1)
+    bench.shared = True
+    bench.reply(bench.streams[0], OK)
+    assert bench.streams[0].events == []
+    assert bench.link.waiting == 1
+    bench.reply(bench.streams[1], OK)  # now it has three, and two are left
+    assert bench.link.waiting == 0
+    assert len(bench.streams) == 6
+
+
+def test_T09_when_only_one_tunnel_is_left_it_may_have_all_places_at_once() -> None:
+    bench = LinkBench(max_streams=40, shared=True)
+    open_pipes(bench, "t1", 40)
+    bench.settle()
+    assert bench.link.waiting == 10
+    bench.shared = False
+    bench.link.forget_tunnel("t2")
+    bench.settle()
+    assert bench.link.waiting == 0
+
+
+def test_nothing_is_left_of_the_counts_when_all_streams_have_ended() -> None:
+    bench = LinkBench(shared=True)
+    for how in ("reset", "lost"):
+        pipes = open_pipes(bench, "t1", 3)
+        bench.settle()
+        pipes += open_pipes(bench, "t2", 3)
+        group = bench.link._groups["t2"]
+        assert (group.open, group.unacknowledged) == (3, 3)
+        if how == "lost":
+            bench.drop()
+        else:
+            for pipe in pipes:
+                pipe.reset()
+        assert (group.open, group.unacknowledged) == (0, 0)
+        bench.pass_time(1)
+        assert not bench.link._groups
 
 
 # deadlines

@@ -302,11 +302,11 @@ async def visitors_leave_while_they_wait_for_an_agent(whole: WholeServer) -> Non
         for visitor in visitors:
             await visitor.send_all(GET)
         visitors += [await trio.open_tcp_stream("127.0.0.1", tcp.assigned_port) for _ in range(5)]
-        await whole.until(lambda: whole.shell(agent).link._waiting == 10)
+        await whole.until(lambda: whole.shell(agent).link.waiting == 10)
         for visitor in visitors:
             by_reset(visitor)
             await trio.aclose_forcefully(visitor)
-        await whole.until(lambda: whole.shell(agent).link._waiting == 0)
+        await whole.until(lambda: whole.shell(agent).link.waiting == 0)
         await agent.drop_control()
         await whole.until(lambda: whole.sessions.find(agent.session_id) is None)
         parked = await whole.server.connect()  # while the address is held

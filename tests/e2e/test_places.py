@@ -12,7 +12,7 @@ from rustunnel_py.agents.rustunnel import RustunnelAgent
 from rustunnel_py.model.tunnel import TcpPort
 from rustunnel_py.transport import relay
 from tests.support.our_agent import agent_config, our_agent, tcp
-from tests.support.services import tcp_service
+from tests.support.services import http_service, tcp_service
 from tests.support.whole_server import WholeServer, whole_server
 
 if TYPE_CHECKING:
@@ -95,3 +95,32 @@ async def test_T09_Y25_visitors_that_stay_when_the_local_service_hung_up_lose_th
             await uploader.send_eof()
             await whole.until(lambda: uploaded.endswith(b"done"))
             await whole.until(lambda: link.session is not None and not link.session.open_streams)
+
+
+async def test_T09_visitors_who_say_nothing_do_not_shut_out_the_other_tunnels_of_a_stock_agent(
+    whole: WholeServer,
+) -> None:
+    """It acknowledges a stream with its first byte only, and stands 256 that it has not acknowledged."""
+
+    async def listen(stream: trio.SocketStream) -> None:
+        while await stream.receive_some():
+            pass
+
+    async with (
+        tcp_service(listen) as port,
+        http_service() as service,
+        whole.agent() as agent,
+        AsyncExitStack() as stack,
+    ):
+        await agent.register("tcp", port)
+        await agent.register("http", service.port, subdomain="demo")
+        await agent.serve()
+        session = whole.session(agent)
+        for _ in range(260):
+            await stack.enter_async_context(await visit(session))
+        link = link_of(session)
+        await whole.until(lambda: link.waiting == 260 - 192)
+        for _ in range(3):
+            assert (await whole.get("demo")).status == 200
+        assert agent.most_unacknowledged == 193
+        assert agent.violations == []

@@ -215,7 +215,7 @@ async def test_1_the_first_data_upgrade_is_taken_before_any_tunnel_and_at_any_ti
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(visit)
-                await whole.until(lambda: whole.shell(late).link._waiting == 1)
+                await whole.until(lambda: whole.shell(late).link.waiting == 1)
                 whole.server.stopping.set()
                 await trio.testing.wait_all_tasks_blocked(0.01)
                 await late.serve()
@@ -494,7 +494,7 @@ async def test_3_3_a_visitor_before_the_data_socket_waits_for_it(whole: WholeSer
             replies.append(await whole.get("demo"))
 
         nursery.start_soon(visit)
-        await whole.until(lambda: whole.shell(agent).link._waiting == 1)
+        await whole.until(lambda: whole.shell(agent).link.waiting == 1)
         assert replies == []
         await agent.serve()
         await whole.until(lambda: replies)

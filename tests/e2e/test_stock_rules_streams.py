@@ -440,7 +440,7 @@ async def test_4_256_unacknowledged_streams_block_nobody_else_least_of_all_heart
         for visitor in visitors:
             await visitor.send_all(b"GET / HTTP/1.1\r\nHost: slow.localhost\r\n\r\n")
         link = whole.shell(agent).link
-        await whole.until(lambda: agent.local_connections == 256 and link._waiting == 44)
+        await whole.until(lambda: agent.local_connections == 256 and link.waiting == 44)
         assert (await whole.get("other")).status == 200
         await agent.ping(5)
         with trio.fail_after(5):
@@ -449,7 +449,7 @@ async def test_4_256_unacknowledged_streams_block_nobody_else_least_of_all_heart
         assert agent.most_unacknowledged == 256
         for visitor in visitors:
             await leave(visitor)
-        await whole.until(lambda: agent.data is not None and not agent.data.streams and link._waiting == 0)
+        await whole.until(lambda: agent.data is not None and not agent.data.streams and link.waiting == 0)
         agent.tunnels[0].local = ("127.0.0.1", service.port)
         assert (await whole.get("slow")).status == 200
         assert agent.violations == other.violations == []
@@ -466,13 +466,13 @@ async def test_4_400_open_streams_and_the_rest_waits_for_a_place(whole: WholeSer
         for visitor in visitors:
             await visitor.send_all(b"GET / HTTP/1.1\r\nHost: slow.localhost\r\n\r\n")
         link = whole.shell(agent).link
-        await whole.until(lambda: agent.local_connections == 400 and link._waiting == 10)
+        await whole.until(lambda: agent.local_connections == 400 and link.waiting == 10)
         await agent.ping(5)
         with trio.fail_after(5):
             await agent.wait_heard("pong")
         for visitor in visitors[:20]:
             await leave(visitor)
-        await whole.until(lambda: link._waiting == 0)
+        await whole.until(lambda: link.waiting == 0)
         assert agent.most_streams == 400
         for visitor in visitors[20:]:
             await leave(visitor)
@@ -523,7 +523,7 @@ async def test_4_after_another_go_away_what_is_open_ends_well_and_new_visits_wai
         link = whole.shell(data.agent).link
         await whole.until(lambda: link.session is not None and link.session.goes_away)
         nursery.start_soon(ask, whole, "http", replies, "/new")
-        await whole.until(lambda: link._waiting == 1)
+        await whole.until(lambda: link.waiting == 1)
         await data.data(kept, OK)
         await whole.until(lambda: len(replies) == 2)
         assert (await data.next(Y_DATA)).flags & FIN  # of no more use: it is not kept

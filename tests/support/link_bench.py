@@ -124,7 +124,10 @@ class KeptAliveTrunk(PretendTrunk):
 class LinkBench:
     """The link, its trunk's other end (a yamux server that notes its streams), and the visits of a test."""
 
-    def __init__(self, *, prompt: bool = False, connect: bool = True, max_streams: int = 400) -> None:
+    def __init__(
+        self, *, prompt: bool = False, connect: bool = True, max_streams: int = 400, shared: bool = False
+    ) -> None:
+        self.shared = shared  # the session has several tunnels
         self.pump = PretendPump()
         self.notified: deque[tuple[str, Visit]] = deque()
         self.lost: list[LinkLost] = []
@@ -132,6 +135,7 @@ class LinkBench:
             self.pump,
             self._begin,
             prompt=prompt,
+            is_shared=lambda: self.shared,
             data_lost=self.lost.append,
             limits=Limits(max_streams=max_streams),
         )
