@@ -53,6 +53,7 @@ class _Side:
     """The sink of one pipe."""
 
     __slots__ = ("count", "ended", "forth", "other", "pipe", "relay", "unpaid")
+    __deletable__ = ("other",)  # for mypyc
 
     other: _Side
 
