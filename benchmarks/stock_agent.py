@@ -124,7 +124,7 @@ class DataSocket(SilentSink):
         def join() -> None:
             stream.credit(len(unnamed.early))
             local = connect_tcp(self._pump, socket.AF_INET, self._local, SilentSink())
-            relay.join(stream, local)
+            relay.join(self._pump, local, stream)
             local.send(unnamed.early[ID_SIZE:])
 
         self._pump.call(self, join)
