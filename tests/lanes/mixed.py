@@ -107,7 +107,8 @@ async def read_body(reader: Reader, head: Head, *, digest: hashlib._Hash | None 
         while size := int(await reader.until(b"\r\n"), 16):
             await pass_on(size)
             await reader.exactly(2)
-        await reader.until(b"\r\n")
+        while await reader.until(b"\r\n") != b"\r\n":
+            pass  # trailers
     else:
         await pass_on(int(head.headers.get(b"content-length", b"0")))
     return bytes(kept)
@@ -184,6 +185,8 @@ async def _answer(reader: Reader, stream: trio.SocketStream, head: Head) -> bool
     if b"upgrade" in head.headers:
         await _echo_frames(reader, stream, head.headers[b"sec-websocket-key"])
         return False
+    if kind in (b"size", b"events"):
+        await read_body(reader, head)  # whoever asks; what was left of it would be taken for the next request
     if method == b"PUT":
         digest = hashlib.sha256()
         await read_body(reader, head, digest=digest)
