@@ -29,7 +29,6 @@ CHUNKED = -1
 UNTIL_CLOSE = -2  # replies only
 
 CHUNKED_LINE = b"Transfer-Encoding: chunked\r\n"
-TE_LINES = b"TE: trailers\r\nConnection: TE\r\n"  # RFC 9110 §10.1.4: it is of one hop, so Connection names it
 UPGRADE_LINES = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 
 

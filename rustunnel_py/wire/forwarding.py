@@ -2,10 +2,10 @@
 
 Four kinds of fields are taken out of every head: those of one hop (`Connection` and what it names, `Keep-Alive`, `TE`,
 `Upgrade` …), framing (written anew), what tells of the visitor (ours replaces it, nothing is appended, a whole
-`X-Forwarded-*` family included), and `Proxy` (CVE-2016-5385). `TE: trailers` is said by us where the visitor said it
-(`RequestBlock.te_trailers`). `Via` is removed from requests and none is added, as other reverse proxies do; a local
-service's own `Via` passes. `Max-Forwards` passes unread: TRACE is refused, and for OPTIONS the local service is the
-origin. Trusting an outer proxy is the edge's business: it reads `RequestBlock.headers`.
+`X-Forwarded-*` family included), and `Proxy` (CVE-2016-5385). `Via` is removed from requests and none is added, as
+other reverse proxies do; a local service's own `Via` passes. `Max-Forwards` passes unread: TRACE is refused, and
+for OPTIONS the local service is the origin. Trusting an outer proxy is the edge's business: it reads
+`RequestBlock.headers`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from rustunnel_py.wire.fields import (
     CHUNKED,
     CHUNKED_LINE,
     TCHAR,
-    TE_LINES,
     TOKEN,
     UPGRADE_LINES,
     VALUES,
@@ -96,8 +95,7 @@ class RequestBlock:
     expect_continue: bool
     """`Expect: 100-continue` was there; whether it counts says `RequestHead.expects_continue`."""
     forward: bytes
-    """The canonical lines to send on, each ended by CRLF: no Host, framing, forwarding fields, Expect, and of what is
-    hop-by-hop only our own TE."""
+    """The canonical lines to send on, each ended by CRLF: no Host, framing, hop-by-hop, forwarding fields, Expect."""
     framing: bytes
     """The framing lines for `body`."""
     headers: Headers
@@ -113,7 +111,7 @@ class RequestBlock:
     start: bytes
     """What follows a target: the version, the visitor's Host and `forward`."""
     te_trailers: bool
-    """`TE: trailers` was there, so we say it ourselves: a local service may send trailers only to who asks for them."""
+    """`TE: trailers` was there. It is hop-by-hop: who can carry trailers back may send its own by `extra`."""
     upgrade_websocket: bool
     """A well-formed WebSocket upgrade by its headers (RFC 6455 §4.2.1)."""
     websocket_key: bytes
@@ -213,12 +211,6 @@ class RequestBlock:
         block.websocket_refusal = None
         return block
 
-    def without_te(self) -> RequestBlock:
-        """As if there had been no `TE: trailers`: an HTTP/1.0 reply has no chunks, so no trailers."""
-        block = self.edited((b"te", b"connection"), ())
-        block.te_trailers = False
-        return block
-
     def _judge_host(self, values: list[bytes]) -> None:
         if len(values) > 1:
             raise HttpError(400, "two-hosts", "More than one Host.")
@@ -261,10 +253,7 @@ class RequestBlock:
                 self.upgrade_websocket = True
                 self.websocket_key = keys[0]
         named = set(connection) - {b"close", b"keep-alive", b"upgrade"}
-        kept = without_named(forward, named) if named else forward
-        if self.te_trailers and not self.upgrade_websocket:  # a 101 has none, and there Connection says Upgrade
-            kept.append(TE_LINES)
-        return kept
+        return without_named(forward, named) if named else forward
 
 
 def _websocket_refusal(option: bool, keys: list[bytes], versions: list[bytes], body: int) -> HttpError | None:
@@ -448,8 +437,6 @@ def judge_request(
     else:
         minor = 0
         _judge_together(method, minor, block, authority, scheme)
-        if block.te_trailers:
-            block = block.without_te()
     return tuple.__new__(RequestHead, (method, target, minor, block))
 
 
