@@ -118,7 +118,18 @@ class RequestBlock:
     websocket_refusal: HttpError | None
     """A WebSocket was asked for, but not in form (H53): what `judge_request` raises, 426 for another version."""
 
-    def __init__(self, raw: bytes, limits: HeadLimits) -> None:
+    def __init__(
+        self,
+        raw: bytes,
+        limits: HeadLimits,
+        known: RequestBlock | None = None,
+        headers: Headers = (),
+        forward_lines: bytes = b"",
+    ) -> None:
+        """`known`: what else there is to know is the same as of this one (see `varied`), and nothing is judged."""
+        if known is not None:
+            self._take_over(raw, known, headers, forward_lines)
+            return
         fields = read_fields(raw, limits)
         forward: list[bytes] = []
         special: list[tuple[Field, bytes]] = []
@@ -197,19 +208,20 @@ class RequestBlock:
                 return None
             forward = b"%b%b: %b\r\n%b" % (forward[:at], name, value, forward[at + len(old) :])
             headers = (*headers[:place], (name, value), *headers[place + 1 :])
-        block = RequestBlock.__new__(RequestBlock)
-        block.raw = raw
-        block.headers = headers
-        block.forward = forward
-        block.start = self.start[: len(self.start) - len(self.forward)] + forward
-        block.host, block.port, block.host_line = self.host, self.port, self.host_line
-        block.body, block.content_length_given, block.framing = self.body, self.content_length_given, self.framing
-        block.connection_close, block.connection_keep_alive = self.connection_close, self.connection_keep_alive
-        block.expect_continue, block.te_trailers = self.expect_continue, self.te_trailers
-        block.delicate = block.upgrade_websocket = False
-        block.websocket_key = b""
-        block.websocket_refusal = None
-        return block
+        return RequestBlock(raw, limits, self, headers, forward)
+
+    def _take_over(self, raw: bytes, known: RequestBlock, headers: Headers, forward: bytes) -> None:
+        self.raw = raw
+        self.headers = headers
+        self.forward = forward
+        self.start = known.start[: len(known.start) - len(known.forward)] + forward
+        self.host, self.port, self.host_line = known.host, known.port, known.host_line
+        self.body, self.content_length_given, self.framing = known.body, known.content_length_given, known.framing
+        self.connection_close, self.connection_keep_alive = known.connection_close, known.connection_keep_alive
+        self.expect_continue, self.te_trailers = known.expect_continue, known.te_trailers
+        self.delicate = self.upgrade_websocket = False
+        self.websocket_key = b""
+        self.websocket_refusal = None
 
     def _judge_host(self, values: list[bytes]) -> None:
         if len(values) > 1:
