@@ -199,9 +199,8 @@ def hello(token: Secret, *, machine: str | None, instance: str | None, raw_data:
 
 
 def _features(raw_data: bool) -> tuple[str, ...]:
-    features = ["visits", "going_away", wire.STREAM_HEADS]
-    if raw_data:
-        features.insert(0, wire.RAW_DATA)
+    features = [wire.RAW_DATA] if raw_data else []
+    features += ["visits", "going_away", wire.STREAM_HEADS]
     if descriptor_ceiling() >= wire.MANY_STREAMS_MAX:
         features.append(wire.MANY_STREAMS)
     return tuple(features)

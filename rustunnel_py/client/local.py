@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 ID_SIZE = 16  # bytes of a connection id at the head of a stream
 CONNECT_SECONDS = 5.0  # for one address: a live service on the same network accepts in milliseconds
 DIAL_SECONDS = 10.0  # for all of it, from the stream's first byte: below what edges wait for a first byte
-ANNOUNCED_MAX = 1024  # twice the streams that a session can have; a server that announces more gets the oldest dropped
+# Twice the streams of a session whose server announces them; one that announces more gets the oldest dropped.
+ANNOUNCED_MAX = 1024
 VISITOR_MAX = 64  # characters of an address that are shown
 KNOWN_SECONDS = 30.0  # how long a resolved local name is believed: containers move
 TROUBLE_SECONDS = 1.0  # one line a second and service about what does not answer
